@@ -1,0 +1,116 @@
+"""A script's UPPER_CASE constants, each of which the command line can set for one run.
+
+`python train.py --BATCH_SIZE 8` runs with another value and leaves the file alone; `--help` shows every
+constant with its default and the comment that stands beside it.
+"""
+
+import argparse
+import ast
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from errors import BadInput
+
+# What a constant's value must be, by name: a test, and how to say it. Holds for the file and the command line.
+RULES = {
+    "LEARNING_RATE": (lambda v: 0 < v < math.inf, "a positive number"),
+    "BATCH_SIZE": (lambda v: v >= 1, "1 or more"),
+    "MIN_STEPS": (lambda v: v >= 1, "1 or more"),
+    "NUM_EPOCHS": (lambda v: v >= 1, "1 or more"),
+    "IMAGE_HEIGHT": (lambda v: v >= 1, "1 or more"),
+    "IMAGE_WIDTH": (lambda v: v >= 1, "1 or more"),
+    "FEATURES": (lambda v: len(v) > 0 and min(v) >= 1, "one or more numbers from 1 up"),
+    "NUM_CLASSES": (lambda v: v == 1, "1 (one foreground class)"),
+    "NUM_PICTURES": (lambda v: v >= 0, "0 or more"),
+    "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
+    "PRECISION": (
+        lambda v: v in ("auto", "float32", "float16", "bfloat16"),
+        "auto, float32, float16 or bfloat16",
+    ),
+    "SEED": (lambda v: 0 <= v < 2**63, "0 or more"),
+}
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An ArgumentParser that refuses with one line that names the nearest option, not with the whole usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(name.upper(), names := self._names(), n=1, cutoff=0.5)
+            remedy = f"Perhaps you meant {names[near[0]]}" if near else "--help lists the options"
+            raise BadInput(name, "no such option" if name.startswith("-") else "not expected here", remedy)
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(self.prog, message, "--help lists the options")
+
+    def _names(self) -> dict[str, str]:
+        return {o.upper(): o for action in self._actions for o in action.option_strings if o.startswith("--")}
+
+
+class ConstantParser(OptionParser):
+    """An OptionParser that knows every constant of a script, given as the script's `globals()`.
+
+    A constant is an upper-case name with a bool, int, float, str or list of these. `parse_args` returns a
+    Namespace that holds the values in force.
+    """
+
+    def __init__(self, script: dict[str, Any]) -> None:
+        super().__init__(prog=Path(script["__file__"]).name, description=script["__doc__"])
+        meanings = _comments(Path(script["__file__"]))
+        self.constants = {n: v for n, v in script.items() if n in meanings and n.isupper()}
+        for name, value in self.constants.items():
+            meaning = f"{meanings[name]} (default: {value!r})".replace("%", "%%")
+            self.add_argument(f"--{name}", default=value, help=meaning, metavar="", **_conversion(value))
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        options = super().parse_args(args, namespace)
+        for name in self.constants:
+            if name in RULES and not _holds(RULES[name][0], value := getattr(options, name)):
+                raise BadInput(name, f"{value!r} can't be used", f"Give {RULES[name][1]}")
+        return options
+
+
+def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return rule(value)
+    except TypeError:  # a number was expected and the file says otherwise
+        return False
+
+
+def _comments(path: Path) -> dict[str, str]:
+    """The comment on the line of each top-level `NAME = literal`."""
+    source = path.read_text(encoding="utf-8")
+    lines, comments = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            rest = lines[node.end_lineno - 1][node.end_col_offset :]
+            comments[node.targets[0].id] = re.sub(r"^\s*#\s*", "", rest)
+    return comments
+
+
+def _conversion(value: Any) -> dict[str, Any]:
+    """How argparse is to read a constant with this default."""
+    if isinstance(value, bool):
+        return {"type": _to_bool, "nargs": "?", "const": True}  # --LOAD_MODEL alone means True
+    if isinstance(value, list | tuple):
+        return {"type": type(value[0]), "nargs": "+"}
+    if value == "auto":
+        return {"type": lambda text: int(text) if re.fullmatch(r"[+-]?\d+", text) else text}
+    return {"type": type(value)}
+
+
+def _to_bool(text: str) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return words[text.lower()]

@@ -1,0 +1,81 @@
+"""Pictures of what a model predicts: photograph, truth, prediction and errors, side by side with their names."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe and Ito's palette, which colour-blind people can tell apart: https://jfly.uni-koeln.de/color/
+FALSE_POSITIVE = (230, 159, 0)
+FALSE_NEGATIVE = (86, 180, 233)
+INK, PAPER = (32, 32, 32), (255, 255, 255)
+GAP = 8  # pixels between panels
+SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
+
+
+class Picture(NamedTuple):
+    """One image with its prediction: float (C, H, W), boolean (H, W) twice, and the Dice of the two."""
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    dice: float
+
+
+def save_mask(mask: np.ndarray, path: Path) -> None:
+    """Write a boolean (H, W) mask as a PNG in {0, 255}."""
+    Image.fromarray(_black_and_white(mask)).save(path)
+
+
+def _black_and_white(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(np.uint8) * 255
+
+
+def draw_sheet(rows: list[Picture], path: Path) -> None:
+    """Write a PNG with a row for each picture: photograph, truth, prediction, errors; above them name and Dice."""
+    height, width = rows[0].truth.shape
+    scale = min(max(1, SMALLEST_PANEL / width), LARGEST_PANEL / width)
+    height, width = round(height * scale), round(width * scale)
+    font = ImageFont.load_default(size=15)
+    line = 22  # pixels of height for a line of writing
+
+    columns = ["photograph", "truth", "prediction", "errors"]
+    sheet = Image.new("RGB", (len(columns) * (width + GAP) + GAP, line + len(rows) * (line + height + GAP)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        draw.text((GAP + column * (width + GAP), 2), title, INK, font)
+    # The legend is the heading of the last column.
+    x = sheet.width - GAP - width + draw.textlength("errors: ", font)
+    draw.text((x, 2), "missed", FALSE_NEGATIVE, font)
+    draw.text((x + draw.textlength("missed ", font), 2), "too much", FALSE_POSITIVE, font)
+
+    for number, row in enumerate(rows):
+        top = line + number * (line + height + GAP)
+        draw.text((GAP, top + 1), f"{row.name}   dice {row.dice:.4f}", INK, font)
+        photograph = _to_rgb(row.image)
+        for column, panel in enumerate(
+            (photograph, _black_and_white(row.truth), _black_and_white(row.prediction), _errors(row, photograph))
+        ):
+            picture = Image.fromarray(panel).resize((width, height), Image.Resampling.BOX)  # enlarges in squares
+            sheet.paste(picture, (GAP + column * (width + GAP), top + line))
+    sheet.save(path)
+
+
+def _to_rgb(image: np.ndarray) -> np.ndarray:
+    """Float (C, H, W) to uint8 (H, W, 3), whatever normalisation made of it: its range becomes 0 to 255.
+
+    One or two channels are shown in gray, and of more than three the first three.
+    """
+    image = np.repeat(image[:1], 3, axis=0) if len(image) < 3 else image[:3]
+    lowest, largest = image.min(), image.max()
+    return ((image - lowest) / max(largest - lowest, 1e-6) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def _errors(row: Picture, photograph: np.ndarray) -> np.ndarray:
+    """The photograph, pale and gray, with the wrong pixels in colour."""
+    panel = np.repeat(photograph.mean(axis=2, keepdims=True) * 0.4 + 140, 3, axis=2).astype(np.uint8)
+    panel[row.prediction & ~row.truth] = FALSE_POSITIVE
+    panel[~row.prediction & row.truth] = FALSE_NEGATIVE
+    return panel

@@ -1,0 +1,51 @@
+"""Real files for the tests: small photographs of a bright ellipse on a dark ground, with exact masks."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+
+
+def write_pairs(images: Path, masks: Path, names: list[str], size: tuple[int, int] = (64, 96)) -> None:
+    """A JPEG and a GIF mask, as Kaggle names them, for each name; the ellipse's place is drawn from the name."""
+    images.mkdir(parents=True, exist_ok=True)
+    masks.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[: size[0], : size[1]] / np.array(size)[:, None, None]
+    for name in names:
+        rng = np.random.default_rng(list(name.encode()))
+        (cy, cx), (ry, rx) = rng.uniform(0.35, 0.65, 2), rng.uniform(0.15, 0.3, 2)
+        mask = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1
+        image = np.where(mask[..., None], rng.integers(150, 250, 3), rng.integers(0, 90, 3))
+        image = image + rng.normal(0, 8, image.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(images / f"{name}.jpg", quality=95)
+        Image.fromarray(mask).save(masks / f"{name}_mask.gif")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    """Arguments for train.py: 12 training and 5 validation pairs, a small network and small pictures."""
+    train, val = tmp_path / "in/train_images", tmp_path / "in/val_images"
+    write_pairs(
+        train, tmp_path / "in/train_masks", [f"{car:012x}_{view:02d}" for car in (1, 2) for view in range(1, 7)]
+    )
+    write_pairs(val, tmp_path / "in/val_masks", [f"{3:012x}_{view:02d}" for view in range(1, 6)])
+    dirs = {"TRAIN_IMG_DIR": train, "TRAIN_MASK_DIR": tmp_path / "in/train_masks"}
+    dirs |= {"VAL_IMG_DIR": val, "VAL_MASK_DIR": tmp_path / "in/val_masks"}
+    small = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--NUM_EPOCHS", "2"]
+    return [word for name, value in dirs.items() for word in (f"--{name}", str(value))] + small
+
+
+@pytest.fixture(scope="session")
+def carvana() -> Path:
+    """Real photographs, where the environment variable CARVANA_DATA says that they are."""
+    folder = Path(os.environ.get("CARVANA_DATA", ""), "carvana_small")
+    if not os.environ.get("CARVANA_DATA") or not folder.is_dir():
+        pytest.skip("needs real photographs: set CARVANA_DATA to the folder that holds carvana_small")
+    return folder

@@ -1,0 +1,102 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_pairs
+from PIL import Image
+
+import prepare_data
+import sample
+from dataset import find_pairs
+from errors import BadInput
+
+
+def listing(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_split_keeps_cars_whole(tmp_path):
+    cars = [f"{car:012x}" for car in range(10)]
+    write_pairs(tmp_path / "i", tmp_path / "m", [f"{car}_{view:02d}" for car in cars for view in (1, 2, 3)], (8, 8))
+    before = listing(tmp_path)
+    prepare_data.main(["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(tmp_path / "data")])
+    out = tmp_path / "data"
+    train, val = names(out / "train_images"), names(out / "val_images")
+    assert len(train) == 24 and len(val) == 6 and train | val == names(tmp_path / "i")
+    assert not {name[:12] for name in train} & {name[:12] for name in val}
+    assert len(find_pairs(out / "train_images", out / "train_masks")) == 24
+    assert len(find_pairs(out / "val_images", out / "val_masks")) == 6
+    assert {name: digest for name, digest in listing(tmp_path).items() if name[:2] in ("i/", "m/")} == before
+
+
+def test_split_by_a_prefix_and_moving(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", [f"{dog}-{shot}" for dog in "abc" for shot in range(4)], (8, 8))
+    arguments = ["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(tmp_path / "data")]
+    prepare_data.main([*arguments, "--group", "-", "--share", "0.4", "--move"])
+    val = names(tmp_path / "data/val_images")
+    assert len(val) == 4 and len({name[0] for name in val}) == 1
+    assert not names(tmp_path / "i") and not names(tmp_path / "m")
+
+
+def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a_1", "a_2"], (8, 8))
+    (tmp_path / "full/val_masks").mkdir(parents=True)
+    (tmp_path / "full/val_masks/old.png").write_text("precious")
+    before = listing(tmp_path)
+    arguments = ["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(tmp_path / "full")]
+    for more, message in (
+        ([], "val_masks: already holds files"),
+        (["--share", "1"], "--share: 1.0 can't be used"),
+        (["--group", "_"], "all 2 photographs are one group"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            prepare_data.main([*arguments, *more])
+        assert listing(tmp_path) == before
+
+
+def test_sample_set_is_whole_deterministic_and_split_by_car(tmp_path):
+    for name in ("one", "two"):
+        sample.make_sample(tmp_path / name, train_cars=2, val_cars=1, views=2)
+    assert listing(tmp_path / "one") == listing(tmp_path / "two") and len(listing(tmp_path / "one")) == 12
+    pairs = find_pairs(tmp_path / "one/train_images", tmp_path / "one/train_masks")
+    val_pairs = find_pairs(tmp_path / "one/val_images", tmp_path / "one/val_masks")
+    cars = [{image.name[:12] for image, _ in some} for some in (pairs, val_pairs)]
+    assert len(cars[0]) == 2 and len(cars[1]) == 1 and not cars[0] & cars[1]
+    for image, mask in pairs + val_pairs:
+        assert prepare_data.CARVANA_NAME.match(image.stem)
+        photograph, truth = Image.open(image), np.asarray(Image.open(mask).convert("L"))
+        assert photograph.format == "JPEG" and photograph.size == (1918, 1280) == truth.shape[::-1]
+        assert set(np.unique(truth)) == {0, 255} and 0.08 < (truth == 255).mean() < 0.5
+
+
+def test_masks_are_exact_and_parts_are_apart():
+    photograph, parts = sample.render(0, 3)
+    assert parts.shape == (1280, 1918) and set(np.unique(parts)) == set(sample.PARTS)
+    # The red or white of the car never comes from outside the mask: rendering without a car changes nothing there
+    # but the shadow below it, so the wall above the car is the same in photographs of different cars.
+    other, other_parts = sample.render(1, 3)
+    wall = (parts == 0) & (other_parts == 0)
+    wall[500:] = False
+    difference = np.abs(np.asarray(photograph).astype(int) - np.asarray(other))[wall]
+    assert difference.mean() < 3
+
+
+def test_only_the_default_folders_fall_back_on_the_sample(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/train_images").mkdir(parents=True)
+    (tmp_path / "data/train_images/.gitkeep").touch()
+    named = ["mine/", *prepare_data.DEFAULT_DIRS[1:]]
+    assert prepare_data.sample_if_empty(named) == named
+    (tmp_path / "data/sample").mkdir()  # it is there already, so nothing is rendered
+    dirs = prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
+    assert [Path(d) for d in dirs] == [Path("data/sample") / name for name in prepare_data.FOLDERS]
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "data/train_images is empty" in printed
+    (tmp_path / "data/train_images/a.jpg").touch()
+    assert prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS) == prepare_data.DEFAULT_DIRS

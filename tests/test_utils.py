@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+from conftest import write_pairs
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from losses import BCEDiceLoss
+from model import UNET
+from utils import (
+    check_accuracy,
+    count_overlap,
+    dice_scores,
+    get_loaders,
+    iou_scores,
+    one_cycle,
+    save_predictions_as_imgs,
+    set_aside,
+)
+
+
+class Logits(nn.Module):
+    """A model whose logits are its input's first channel."""
+
+    def forward(self, x):
+        return x[:, :1]
+
+
+# By hand, 2x4 pixels each. First: 3 predicted, 4 true, 2 in both: Dice 4/7, IoU 2/5. Second: nothing predicted,
+# nothing true: 1 and 1. Third: 2 predicted, none true: 0 and 0. All: 5 predicted, 4 true, 2 in both, 24 pixels.
+PREDICTED = torch.tensor([[[1, 1, 1, 0], [0, 0, 0, 0]], [[0, 0, 0, 0]] * 2, [[0, 0, 0, 0], [1, 1, 0, 0]]])
+TRUE = torch.tensor([[[0, 1, 1, 1], [1, 0, 0, 0]], [[0, 0, 0, 0]] * 2, [[0, 0, 0, 0]] * 2])
+
+
+def test_scores_by_hand():
+    counts = count_overlap(PREDICTED > 0, TRUE > 0)
+    assert counts.tolist() == [[2, 3, 4, 8], [0, 0, 0, 8], [0, 2, 0, 8]]
+    assert dice_scores(counts).tolist() == [4 / 7, 1, 0]
+    assert iou_scores(counts).tolist() == [2 / 5, 1, 0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_check_accuracy_by_hand_whatever_the_batch(batch_size, capsys):
+    images = (PREDICTED.float() * 8 - 4)[:, None].repeat(1, 3, 1, 1)
+    loader = DataLoader(TensorDataset(images, TRUE.float()), batch_size)
+    model = Logits().train()
+    scores = check_accuracy(loader, model, device="cpu", loss_fn=nn.BCEWithLogitsLoss())
+    assert scores["dice"] == pytest.approx((4 / 7 + 1 + 0) / 3)
+    assert scores["iou"] == pytest.approx((2 / 5 + 1 + 0) / 3)
+    assert scores["pixel_dice"] == pytest.approx(2 * 2 / (5 + 4))
+    assert scores["pixel_iou"] == pytest.approx(2 / (5 + 4 - 2))
+    assert scores["accuracy"] == pytest.approx((24 - 1 - 2 - 2) / 24)
+    right, wrong = np.log1p(np.exp(-4)), np.log1p(np.exp(4))
+    assert scores["loss"] == pytest.approx((19 * right + 5 * wrong) / 24, rel=1e-5)
+    assert model.training
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "3 images at 2x4: dice 0.5238" in printed
+
+
+def test_loss_by_hand():
+    logits = torch.tensor([[[[np.log(3.0), -np.log(3.0)]]], [[[0.0, 0.0]]]])  # probabilities 3/4, 1/4; 1/2, 1/2
+    targets = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 0.0]]]])
+    dice = ((2 * 0.75 + 1) / (1 + 1 + 1) + (0 + 1) / (1 + 0 + 1)) / 2
+    bce = -(2 * np.log(0.75) + 2 * np.log(0.5)) / 4
+    assert BCEDiceLoss()(logits, targets).item() == pytest.approx(bce + 1 - dice)
+
+
+def test_loss_of_joined_batches_is_the_mean_of_theirs():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(6, 1, 8, 8), (torch.rand(6, 1, 8, 8) > 0.8).float()
+    loss = BCEDiceLoss()
+    parts = (loss(logits[:3], targets[:3]) + loss(logits[3:], targets[3:])) / 2
+    assert loss(logits, targets).item() == pytest.approx(parts.item())
+
+
+def test_one_cycle_rises_and_falls():
+    assert one_cycle(0) == pytest.approx(0.04)
+    assert one_cycle(0.3) == pytest.approx(1)
+    assert one_cycle(0.65) == pytest.approx(0.5)
+    assert one_cycle(1) == pytest.approx(0)
+
+
+def loaders(folder, workers=0, **options):
+    import albumentations as A
+    from albumentations.pytorch import ToTensorV2
+
+    to_tensor = [A.Normalize(mean=0, std=1, max_pixel_value=255), ToTensorV2()]
+    transform = A.Compose([A.Affine(rotate=(-20, 20), p=1), *to_tensor])
+    dirs = [folder / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
+    write_pairs(dirs[0], dirs[1], [f"t{i}" for i in range(10)])
+    write_pairs(dirs[2], dirs[3], [f"v{i}" for i in range(5)])
+    return get_loaders(*dirs, 4, transform, A.Compose(to_tensor), workers, size=(16, 24), **options)
+
+
+def test_batches_are_the_same_with_any_number_of_workers(tmp_path):
+    def three_epochs(workers):
+        train, val = loaders(tmp_path, workers)
+        return [batch for _ in range(3) for batch in train] + list(val)
+
+    alone = three_epochs(0)
+    for workers in (2, 3):
+        for (image, mask), (other_image, other_mask) in zip(alone, three_epochs(workers), strict=True):
+            assert torch.equal(image, other_image) and torch.equal(mask, other_mask)
+
+
+def test_small_sets_get_smaller_batches(tmp_path):
+    sizes = {steps: loaders(tmp_path, min_steps=steps)[0].batch_sampler.batch_size for steps in (1, 3, 5, 100)}
+    assert sizes == {1: 4, 3: 3, 5: 2, 100: 2}
+
+
+def test_predictions_are_drawn_with_names_and_the_worst_first(tmp_path):
+    _, val = loaders(tmp_path)
+    torch.manual_seed(0)
+    model = UNET(features=[2, 4])
+    save_predictions_as_imgs(val, model, folder=tmp_path / "saved", device="cpu", num_images=3)
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == [
+        "sheet.png",
+        "v0_pred.png",
+        "v1_pred.png",
+        "v3_pred.png",
+    ]
+    expected = (model.eval()(val.dataset[1][0][None]) > 0)[0, 0].numpy()
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "saved/v1_pred.png")), expected * 255)
+    sheet = Image.open(tmp_path / "saved/sheet.png")
+    assert sheet.width > 4 * 240 and sheet.height > 3 * 160
+
+
+def test_results_are_set_aside_and_never_overwritten(tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/.gitkeep").touch()
+    places = []
+    for run in range(3):
+        (tmp_path / "saved/a.png").write_text(str(run))
+        places.append(set_aside(tmp_path, ["saved/*.png", "*.tar"]))
+    assert set_aside(tmp_path, ["saved/*.png"]) is None
+    assert [(place / "saved/a.png").read_text() for place in places] == ["0", "1", "2"]
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == [".gitkeep"]

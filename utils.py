@@ -1,0 +1,241 @@
+"""What a training run needs besides its data, its model and its loop."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from checkpoint import load_checkpoint as load_checkpoint
+from checkpoint import save_checkpoint as save_checkpoint
+from dataset import CarvanaDataset, EpochBatches, Size
+from errors import BadInput
+from pictures import Picture, draw_sheet, save_mask
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else Apple's, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"DEVICE {name}", f"not to be had here ({reason})", 'Use "auto" or "cpu"') from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type to compute in. "auto" is float16 on CUDA and bfloat16 on a CPU that has it in hardware."""
+    if device.type == "cuda":
+        fits = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+        best = torch.float16
+    elif device.type == "cpu" and _cpu_has_bfloat16():
+        fits = {"bfloat16": torch.bfloat16}
+        best = torch.bfloat16
+    else:
+        fits, best = {}, torch.float32
+    fits |= {"auto": best, "float32": torch.float32}
+    if name not in fits:
+        print(f"PRECISION {name}: {device} does not have it in hardware, so this run uses {best}")
+    return fits.get(name, best)
+
+
+def _cpu_has_bfloat16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):  # from torch 2.11 on
+        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Mixed precision on `device`; nothing changes in float32."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def choose_num_workers(number: int | str, device: torch.device) -> int:
+    """Processes that read photographs. "auto" is up to 8 beside a GPU, and none where the CPU trains: its cores are
+    busy, and reading takes them a hundredth of the time of learning."""
+    if number == "auto":
+        return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return int(number)
+
+
+def one_cycle(progress: float) -> float:
+    """Share of the peak learning rate when `progress` in [0, 1] of all steps are done: up for 30 % and down to 0,
+    both along a cosine. Smith and Topin 2017, https://arxiv.org/abs/1708.07120."""
+    warm_up = 0.3
+    if progress < warm_up:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+
+
+def get_loaders(
+    train_dir: str | Path,
+    train_maskdir: str | Path,
+    val_dir: str | Path,
+    val_maskdir: str | Path,
+    batch_size: int,
+    train_transform: Callable[..., dict[str, Any]],
+    val_transform: Callable[..., dict[str, Any]],
+    num_workers: int = 4,
+    pin_memory: bool = True,
+    *,
+    size: Size | None = None,
+    seed: int = 0,
+    min_steps: int = 1,
+    drop_last: bool = False,
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of (images, masks) batches, for training and for validation.
+
+    `size` scales everything to (height, width). Where the training set is too small for `min_steps` batches an
+    epoch, it gets smaller batches, down to 2. The training loader's order and augmentation depend on `seed` and
+    the epoch alone, whatever `num_workers` is.
+    """
+    train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, size=size, seed=seed)
+    val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, size=size, seed=seed)
+    train_batch_size = min(batch_size, max(2, len(train_set) // min_steps))
+    common = {
+        "num_workers": num_workers,
+        "pin_memory": pin_memory and torch.cuda.is_available(),
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": _leave_signals_to_parent,
+    }
+    batches = EpochBatches(
+        len(train_set), train_batch_size, seed=seed, drop_last=drop_last and len(train_set) >= train_batch_size
+    )
+    train_loader = DataLoader(train_set, batch_sampler=batches, **common)
+    val_loader = DataLoader(val_set, batch_size=batch_size, **common)
+    return train_loader, val_loader
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+
+
+def count_overlap(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Exact pixel counts of each image: boolean (N, ...) twice to int64 (N, 4): both, predicted, true, all."""
+    predicted, truth = predicted.flatten(1), truth.flatten(1)
+    pixels = torch.full((len(truth),), truth.shape[1], device=truth.device)
+    return torch.stack(((predicted & truth).sum(1), predicted.sum(1), truth.sum(1), pixels), dim=1)
+
+
+def dice_scores(counts: Tensor) -> Tensor:
+    """Dice of each row of `count_overlap`, float64 (N,); nothing predicted where nothing is scores 1."""
+    both, predicted, true, _ = counts.double().unbind(1)
+    return torch.where(predicted + true > 0, 2 * both / (predicted + true).clamp(min=1), 1.0)
+
+
+def iou_scores(counts: Tensor) -> Tensor:
+    """Intersection over union of each row of `count_overlap`, float64 (N,); nothing on nothing scores 1."""
+    both, predicted, true, _ = counts.double().unbind(1)
+    union = predicted + true - both
+    return torch.where(union > 0, both / union.clamp(min=1), 1.0)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the model is as it was."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(was_training)
+
+
+def check_accuracy(
+    loader: DataLoader,
+    model: nn.Module,
+    device: str | torch.device = "cuda",
+    *,
+    loss_fn: nn.Module | None = None,
+    precision: torch.dtype = torch.float32,
+) -> dict[str, float]:
+    """Score the model on every image of `loader`, at the size it loads them, with a threshold of 0.5.
+
+    Prints one line and returns `dice` and `iou` (means over images; Kaggle's metric is this dice), `pixel_dice`,
+    `pixel_iou` and `accuracy` (over all pixels of all images together), and `loss` where `loss_fn` is given.
+    """
+    device = torch.device(device)
+    counts, losses = [], []
+    with evaluating(model):
+        for images, masks in loader:
+            images, targets = images.to(device), masks.to(device).unsqueeze(1)
+            with autocast(device, precision):
+                logits = model(images)
+            counts.append(count_overlap(logits > 0, targets > 0.5))  # a logit of 0 is a probability of 0.5
+            if loss_fn is not None:
+                losses.append(loss_fn(logits.float(), targets) * len(images))
+    counts = torch.cat(counts)
+    both, predicted, true, pixels = total = counts.sum(0, keepdim=True).T
+    scores = {
+        "dice": dice_scores(counts).mean().item(),
+        "iou": iou_scores(counts).mean().item(),
+        "pixel_dice": dice_scores(total.T).item(),
+        "pixel_iou": iou_scores(total.T).item(),
+        "accuracy": ((pixels - predicted - true + 2 * both) / pixels).item(),
+    }
+    if losses:
+        scores["loss"] = (torch.stack(losses).sum() / len(counts)).item()
+    height, width = masks.shape[1:]
+    print(f"{len(counts)} images at {height}x{width}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+    return scores
+
+
+def save_predictions_as_imgs(
+    loader: DataLoader,
+    model: nn.Module,
+    folder: str | Path = "saved_images/",
+    device: str | torch.device = "cuda",
+    *,
+    num_images: int = 8,
+    precision: torch.dtype = torch.float32,
+) -> None:
+    """Write what the model makes of `num_images` images of `loader`, always the same ones, spread over its dataset.
+
+    `folder` gets `sheet.png`, which shows photograph, truth, prediction and errors with names and Dice, the worst
+    first, and for each image its predicted mask, `NAME_pred.png`, at the size that the loader gives.
+    """
+    device, dataset, folder = torch.device(device), loader.dataset, Path(folder)
+    num_images = min(num_images, len(dataset))
+    chosen = [i * len(dataset) // num_images for i in range(num_images)]
+    names = getattr(dataset, "images", [f"{i:05d}" for i in range(len(dataset))])
+    batches = DataLoader(Subset(dataset, chosen), batch_size=loader.batch_size)
+    rows = []
+    with evaluating(model):
+        for images, masks in batches:
+            with autocast(device, precision):
+                predicted = model(images.to(device)).squeeze(1).cpu() > 0
+            dice = dice_scores(count_overlap(predicted, masks > 0.5)).tolist()
+            for image, mask, prediction, score in zip(images, masks, predicted, dice, strict=True):
+                name = Path(names[chosen[len(rows)]]).stem
+                rows.append(Picture(name, image.numpy(), mask.numpy() > 0.5, prediction.numpy(), score))
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        save_mask(row.prediction, folder / f"{row.name}_pred.png")
+    if rows:
+        draw_sheet(sorted(rows, key=lambda row: row.dice), folder / "sheet.png")
+
+
+def set_aside(folder: Path, patterns: Sequence[str]) -> Path | None:
+    """Move what matches `patterns` in `folder` to the like place in `folder`/previous_runs/TIME, and return that
+    folder; None where nothing matches."""
+    there = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if not there:
+        return None
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = (stamp if number == 1 else f"{stamp}_{number}" for number in count(1))
+    aside = next(path for name in names if not (path := folder / "previous_runs" / name).exists())
+    for path in there:
+        target = aside / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return aside
