@@ -1,140 +1,18 @@
-"""Photographs and masks on disk as (image, mask) pairs."""
+"""Photographs and masks as samples, and the order in which training sees them."""
 
 import math
-import os
 import random
-import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageOps
 from torch.utils.data import Dataset, Sampler
 
-from errors import BadInput
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-MASK_SUFFIXES = ("_mask.gif", "_mask.png", ".png", ".gif")  # what follows the photograph's stem
-
-Size = tuple[int, int]  # (height, width) in pixels, as arrays and tensors have it
-
-
-def find_pairs(image_dir: str | Path, mask_dir: str | Path) -> list[tuple[Path, Path]]:
-    """Every photograph of a folder with its mask, sorted by name.
-
-    The mask of `NAME.jpg` is `NAME_mask.gif`, `NAME_mask.png`, `NAME.png` or `NAME.gif`. Hidden files and
-    files without a picture's ending are skipped. Raises BadInput for a missing or empty folder and for a
-    photograph with no mask or with two.
-    """
-    images = [file for file in _files(image_dir) if file.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        raise BadInput(image_dir, "no photographs here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
-    masks: dict[str, list[Path]] = {}
-    for file in _files(mask_dir):
-        masks.setdefault(_same(file.name), []).append(file)
-
-    pairs = []
-    for image in images:
-        tried = [image.stem + suffix for suffix in MASK_SUFFIXES]
-        found = [file for name in tried for file in masks.get(_same(name), ()) if file != image]
-        if not found:
-            raise BadInput(image, f"no mask in {mask_dir}; tried {', '.join(tried)}", "Add the mask or remove it")
-        if len(found) > 1:
-            raise BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them")
-        pairs.append((image, found[0]))
-    return pairs
-
-
-def _files(folder: str | Path) -> list[Path]:
-    if not os.path.isdir(folder):
-        raise BadInput(folder, "no such folder", "Give a folder that exists")
-    with os.scandir(folder) as entries:
-        return sorted(Path(folder, e.name) for e in entries if not e.name.startswith(".") and not e.is_dir())
-
-
-def _same(name: str) -> str:
-    """Names that a person reads as the same: .PNG and .png, an e with its accent in one character or two."""
-    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
-    return stem + suffix.lower()
-
-
-def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
-    """A photograph as uint8 (H, W, 3), turned upright as its EXIF orientation says.
-
-    With `size`, it is scaled to (height, width) by averaging over areas. A JPEG is then decoded at the
-    smallest DCT scale that still covers `size`, which is several times faster than in full.
-    """
-    with _opened(path) as picture:
-        if size is not None:
-            sideways = picture.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-            picture.draft(None, size if sideways else size[::-1])
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # convert() would saturate
-        elif picture.mode in ("I", "F"):
-            raise BadInput(path, f"pixels of type {picture.mode}, whose range is unknown", "Save it with 8 bits")
-        return np.array(_scaled(picture.convert("RGB"), size))
-
-
-def read_mask(path: str | Path, size: Size | None = None) -> np.ndarray:
-    """A mask as uint8 (H, W) in {0, 1}.
-
-    A palette of grays is read by its colours, a coloured one by index. Values in {0, 1} stand as they are;
-    otherwise foreground is 128 and up. With `size`, a pixel is foreground where at least half of its area is:
-    so the mask stays centred on its photograph, where nearest-neighbour scaling would shift it.
-    """
-    with _opened(path) as picture:
-        picture = _one_band(picture, path)
-        lowest, largest = picture.getextrema()
-        levels = list(range(256))
-        if picture.mode == "P":
-            colours = picture.getpalette("RGB") + [0] * 768
-            if all(len(set(colours[3 * index : 3 * index + 3])) == 1 for index in range(lowest, largest + 1)):
-                levels = colours[: 3 * 256 : 3]
-                largest = max(levels[lowest : largest + 1])
-        if 1 < largest < 128:
-            finding = f"values up to {largest}, where background is 0 and foreground 1 or 255"
-            raise BadInput(path, finding, "Save it in black and white")
-        threshold = 1 if largest <= 1 else 128
-        mask = picture.point([255 if level >= threshold else 0 for level in levels], "L")
-        return (np.asarray(_scaled(mask, size)) >= 128).astype(np.uint8)
-
-
-def _one_band(picture: Image.Image, path: str | Path) -> Image.Image:
-    """A mask as a picture of mode P or L."""
-    if picture.mode.startswith("I;16"):
-        values = np.asarray(picture)
-        return Image.fromarray((values if values.max() <= 1 else values >> 8).astype(np.uint8))
-    if picture.mode in ("LA", "RGB", "RGBA"):
-        first, *others = picture.split()[: len(picture.mode.rstrip("A"))]
-        if any(ImageChops.difference(first, other).getbbox() for other in others):
-            raise BadInput(path, "a mask in colour", "Save it in black and white")
-        return first
-    if picture.mode not in ("1", "L", "P"):
-        raise BadInput(path, f"a mask with pixels of type {picture.mode}", "Save it with 8 bits")
-    picture.load()
-    return picture.convert("L") if picture.mode == "1" else picture
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The opened picture; whatever goes wrong while it is read becomes a BadInput that names it."""
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG is a SyntaxError
-        reason = str(error).replace(f" {str(path)!r}", "")
-        raise BadInput(path, f"can't be read as a picture ({reason})", "Replace or remove it") from error
-
-
-def _scaled(picture: Image.Image, size: Size | None) -> Image.Image:
-    if size is None or picture.size == size[::-1]:
-        return picture
-    shrinks = picture.height >= size[0] and picture.width >= size[1]
-    return picture.resize(size[::-1], Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
+from cache import PairCache, open_cache
+from reading import Size, find_pairs, read_pair
 
 
 class CarvanaDataset(Dataset):
@@ -161,17 +39,26 @@ class CarvanaDataset(Dataset):
         self.transform, self.size, self.seed = transform, size, seed
         self.pairs = find_pairs(image_dir, mask_dir)
         self.images = [image.name for image, _ in self.pairs]
+        self.cache: PairCache | None = None
+
+    def use_cache(self, folder: str | Path) -> None:
+        """Read from a file in `folder` from now on, which is made first where it is missing or out of date."""
+        if self.size is not None:
+            self.cache = open_cache(self.pairs, self.size, folder)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image, uint8 (H, W, 3), and mask, {0, 1} (H, W), before any transform."""
+        if self.cache is not None:
+            with suppress(FileNotFoundError):  # another run may have replaced it: the files give the same
+                return self.cache[index]
+        return read_pair(self.pairs[index], self.size)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Any, Any]:
         epoch, index = index if isinstance(index, tuple) else (None, index)
-        image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path, self.size), read_mask(mask_path, self.size)
-        if image.shape[:2] != mask.shape:
-            sizes = f"{mask.shape[1]}x{mask.shape[0]}, its photograph {image.shape[1]}x{image.shape[0]}"
-            raise BadInput(mask_path, f"the mask is {sizes}", "Give both the same size")
+        image, mask = self.read(index)
         if self.transform is not None:
             if epoch is not None and hasattr(self.transform, "set_random_state"):
                 # One generator for the whole Compose. Its own `seed=` gives each child a like one, whose draws

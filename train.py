@@ -25,15 +25,12 @@ from tqdm import tqdm
 from checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from errors import run_script
 from losses import BCEDiceLoss
+from machine import autocast, choose_device, choose_num_workers, choose_precision
 from model import UNET
 from options import ConstantParser
 from prepare_data import sample_if_empty
 from utils import (
-    autocast,
     check_accuracy,
-    choose_device,
-    choose_num_workers,
-    choose_precision,
     get_loaders,
     one_cycle,
     save_predictions_as_imgs,
@@ -55,6 +52,7 @@ BATCH_SIZE = 16  # images per step, at most
 MIN_STEPS = 24  # steps per epoch, at least: a small set gets smaller batches, so that a few epochs teach it enough
 NUM_EPOCHS = 3  # passes over the training photographs
 
+CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and runs; "" keeps none
 NUM_WORKERS = "auto"  # processes that read photographs; 0 reads in the training process
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
@@ -109,7 +107,6 @@ def main(argv: list[str] | None = None) -> None:
     options = ConstantParser(globals()).parse_args(argv)
     device = choose_device(options.DEVICE)
     precision = choose_precision(options.PRECISION, device)
-    torch.manual_seed(options.SEED)
     folders = sample_if_empty(
         (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     )
@@ -138,11 +135,13 @@ def main(argv: list[str] | None = None) -> None:
         choose_num_workers(options.NUM_WORKERS, device),
         options.PIN_MEMORY,
         size=(options.IMAGE_HEIGHT, options.IMAGE_WIDTH),
+        cache_dir=options.CACHE_DIR,
         seed=options.SEED,
         min_steps=options.MIN_STEPS,
         drop_last=True,
     )
 
+    torch.manual_seed(options.SEED)
     model = UNET(in_channels=3, out_channels=options.NUM_CLASSES, features=options.FEATURES).to(device)
     loss_fn = BCEDiceLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.LEARNING_RATE, fused=device.type != "mps")

@@ -1,8 +1,6 @@
 """What a training run needs besides its data, its model and its loop."""
 
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,57 +14,10 @@ from torch.utils.data import DataLoader, Subset
 
 from checkpoint import load_checkpoint as load_checkpoint
 from checkpoint import save_checkpoint as save_checkpoint
-from dataset import CarvanaDataset, EpochBatches, Size
-from errors import BadInput
+from dataset import CarvanaDataset, EpochBatches
+from machine import autocast, leave_signals_to_parent
 from pictures import Picture, draw_sheet, save_mask
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else Apple's, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"DEVICE {name}", f"not to be had here ({reason})", 'Use "auto" or "cpu"') from error
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in. "auto" is float16 on CUDA and bfloat16 on a CPU that has it in hardware."""
-    if device.type == "cuda":
-        fits = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-        best = torch.float16
-    elif device.type == "cpu" and _cpu_has_bfloat16():
-        fits = {"bfloat16": torch.bfloat16}
-        best = torch.bfloat16
-    else:
-        fits, best = {}, torch.float32
-    fits |= {"auto": best, "float32": torch.float32}
-    if name not in fits:
-        print(f"PRECISION {name}: {device} does not have it in hardware, so this run uses {best}")
-    return fits.get(name, best)
-
-
-def _cpu_has_bfloat16() -> bool:
-    if hasattr(torch.cpu, "get_capabilities"):  # from torch 2.11 on
-        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.cpu._is_avx512_bf16_supported()
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Mixed precision on `device`; nothing changes in float32."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
-
-def choose_num_workers(number: int | str, device: torch.device) -> int:
-    """Processes that read photographs. "auto" is up to 8 beside a GPU, and none where the CPU trains: its cores are
-    busy, and reading takes them a hundredth of the time of learning."""
-    if number == "auto":
-        return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    return int(number)
+from reading import Size
 
 
 def one_cycle(progress: float) -> float:
@@ -90,24 +41,29 @@ def get_loaders(
     pin_memory: bool = True,
     *,
     size: Size | None = None,
+    cache_dir: str | Path | None = None,
     seed: int = 0,
     min_steps: int = 1,
     drop_last: bool = False,
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of (images, masks) batches, for training and for validation.
 
-    `size` scales everything to (height, width). Where the training set is too small for `min_steps` batches an
-    epoch, it gets smaller batches, down to 2. The training loader's order and augmentation depend on `seed` and
-    the epoch alone, whatever `num_workers` is.
+    `size` scales everything to (height, width), and `cache_dir` keeps the scaled arrays for later epochs and runs.
+    Where the training set is too small for `min_steps` batches an epoch, it gets smaller ones, down to 2. The
+    training loader's order and augmentation depend on `seed` and the epoch alone, whatever `num_workers` is.
     """
     train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, size=size, seed=seed)
     val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, size=size, seed=seed)
+    if cache_dir:
+        train_set.use_cache(cache_dir)
+        val_set.use_cache(cache_dir)
     train_batch_size = min(batch_size, max(2, len(train_set) // min_steps))
     common = {
         "num_workers": num_workers,
         "pin_memory": pin_memory and torch.cuda.is_available(),
         "persistent_workers": num_workers > 0,
-        "worker_init_fn": _leave_signals_to_parent,
+        "worker_init_fn": leave_signals_to_parent,
+        "generator": torch.Generator(),  # not the global one: reading must not change what the run draws
     }
     batches = EpochBatches(
         len(train_set), train_batch_size, seed=seed, drop_last=drop_last and len(train_set) >= train_batch_size
@@ -115,10 +71,6 @@ def get_loaders(
     train_loader = DataLoader(train_set, batch_sampler=batches, **common)
     val_loader = DataLoader(val_set, batch_size=batch_size, **common)
     return train_loader, val_loader
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
 
 
 def count_overlap(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -208,7 +160,7 @@ def save_predictions_as_imgs(
     num_images = min(num_images, len(dataset))
     chosen = [i * len(dataset) // num_images for i in range(num_images)]
     names = getattr(dataset, "images", [f"{i:05d}" for i in range(len(dataset))])
-    batches = DataLoader(Subset(dataset, chosen), batch_size=loader.batch_size)
+    batches = DataLoader(Subset(dataset, chosen), batch_size=loader.batch_size, generator=torch.Generator())
     rows = []
     with evaluating(model):
         for images, masks in batches:

@@ -39,6 +39,7 @@ def folders(tmp_path: Path) -> list[str]:
     dirs = {"TRAIN_IMG_DIR": train, "TRAIN_MASK_DIR": tmp_path / "in/train_masks"}
     dirs |= {"VAL_IMG_DIR": val, "VAL_MASK_DIR": tmp_path / "in/val_masks"}
     small = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--NUM_EPOCHS", "2"]
+    dirs["CACHE_DIR"] = tmp_path / "cache"
     return [word for name, value in dirs.items() for word in (f"--{name}", str(value))] + small
 
 

@@ -8,8 +8,9 @@ from albumentations.pytorch import ToTensorV2
 from conftest import write_pairs
 from PIL import Image
 
-from dataset import CarvanaDataset, EpochBatches, find_pairs, read_image, read_mask
+from dataset import CarvanaDataset, EpochBatches
 from errors import BadInput
+from reading import find_pairs, read_image, read_mask
 
 
 def test_item_is_what_the_tutorial_gives(tmp_path):

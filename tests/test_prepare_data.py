@@ -8,8 +8,8 @@ from PIL import Image
 
 import prepare_data
 import sample
-from dataset import find_pairs
 from errors import BadInput
+from reading import find_pairs
 
 
 def listing(folder: Path) -> dict[str, str]:

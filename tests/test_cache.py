@@ -1,0 +1,95 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_pairs
+
+import cache
+from dataset import CarvanaDataset
+from errors import BadInput
+
+SIZE = (16, 24)
+
+
+def dataset_of(folder: Path, size: tuple[int, int] = SIZE) -> CarvanaDataset:
+    dataset = CarvanaDataset(folder / "i", folder / "m", size=size)
+    dataset.use_cache(folder / "cache")
+    return dataset
+
+
+def caches(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "cache").iterdir())
+
+
+def replace_unnoticed(path: Path) -> None:
+    """Other bytes, of the same length and with the same time of change: only decoding would tell."""
+    status = path.stat()
+    path.write_bytes(b"?" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("count", [3, 40])  # in this process, and by several
+def test_a_cached_item_equals_a_read_one(tmp_path, count):
+    write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
+    cached, plain = dataset_of(tmp_path), CarvanaDataset(tmp_path / "i", tmp_path / "m", size=SIZE)
+    assert cached.cache is not None and len(caches(tmp_path)) == 1
+    for index in range(count):
+        for array, other in zip(cached[index], plain[index], strict=True):
+            np.testing.assert_array_equal(array, other)
+            assert array.dtype == other.dtype
+
+
+def test_a_later_run_finds_it_and_decodes_nothing(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"])
+    first = dataset_of(tmp_path)[1]
+    for file in ("i/b.jpg", "m/b_mask.gif"):
+        replace_unnoticed(tmp_path / file)
+    second = dataset_of(tmp_path)[1]
+    assert all(np.array_equal(array, other) for array, other in zip(first, second, strict=True))
+
+
+def test_a_change_of_files_size_or_version_makes_it_anew(tmp_path, monkeypatch):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"])
+    dataset_of(tmp_path)
+    names = [caches(tmp_path)]
+
+    (tmp_path / "i/a.jpg").write_bytes((tmp_path / "i/b.jpg").read_bytes())
+    changed = dataset_of(tmp_path)
+    names.append(caches(tmp_path))
+    np.testing.assert_array_equal(changed[0][0], changed[1][0])
+
+    write_pairs(tmp_path / "i", tmp_path / "m", ["c"])
+    dataset_of(tmp_path)
+    names.append(caches(tmp_path))
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    dataset_of(tmp_path)
+    names.append(caches(tmp_path))
+    assert all(len(name) == 1 for name in names) and len({name[0] for name in names}) == 4
+
+    dataset_of(tmp_path, size=(8, 12))  # another size stands beside it
+    assert len(caches(tmp_path)) == 2
+
+
+def test_a_file_that_breaks_it_off_leaves_nothing_half_written(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(40)])
+    (tmp_path / "i/x33.jpg").write_bytes(b"no picture")
+    with pytest.raises(BadInput, match=r"x33\.jpg: can't be read as a picture"):
+        dataset_of(tmp_path)
+    assert caches(tmp_path) == []
+
+
+def test_without_room_it_goes_on_without(tmp_path, monkeypatch, capsys):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
+    monkeypatch.setattr(cache, "SPARE_BYTES", 2**62)
+    dataset = dataset_of(tmp_path)
+    assert dataset.cache is None and dataset[0][0].shape == (*SIZE, 3)
+    assert "no room in" in capsys.readouterr().out
+
+
+def test_a_cache_that_another_run_removed_is_not_missed(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
+    dataset = dataset_of(tmp_path)
+    expected = dataset[0][0].copy()
+    (tmp_path / "cache" / caches(tmp_path)[0]).unlink()
+    np.testing.assert_array_equal(dataset[0][0], expected)
