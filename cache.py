@@ -27,7 +27,7 @@ class PairCache:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         pixels = self.size[0] * self.size[1]
-        record = np.memmap(self.path, np.uint8, "r", offset=index * 4 * pixels, shape=(4 * pixels,))
+        record = np.memmap(self.path, np.uint8, "c", offset=index * 4 * pixels, shape=(4 * pixels,))
         image, mask = np.split(np.asarray(record), [3 * pixels])
         return image.reshape(*self.size, 3), mask.reshape(self.size)
 

@@ -1,48 +1,242 @@
-"""Checkpoint files: whole or not there, and read without running anything that they hold."""
+"""Checkpoint files: whole or not there, checked before they are used, and read without running what they hold."""
 
+import contextlib
+import io
 import os
-import pickle
+import shutil
+import sys
+import threading
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from errors import BadInput
 
+PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights
+
 
 def save_checkpoint(state: dict[str, Any], filename: str | Path = "my_checkpoint.pth.tar") -> None:
-    """Write `state` (tensors and primitives) so that `filename` is always either the old file or the new one."""
-    part = f"{filename}.part"
-    with open(part, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
-    os.replace(part, filename)
+    """Write `state` (tensors and primitives) so that `filename` is always the whole old file or the whole new one.
+
+    Raises BadInput, with the old file as it was, where the new one can't be written.
+    """
+    _write(_to_bytes(state), Path(filename))
+
+
+class CheckpointWriter:
+    """Saves a run's checkpoints beside the training: only the copy into memory takes the run's own time.
+
+    `latest` is replaced by each `save`; the one before stays as `previous`, and the best so far as `best`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.latest = folder / "my_checkpoint.pth.tar"
+        self.previous = folder / "previous_checkpoint.pth.tar"
+        self.best = folder / "best_checkpoint.pth.tar"
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, state: dict[str, Any], is_best: bool = False) -> None:
+        """Copy `state` and write it in the background. Raises what went wrong with the save before."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(_to_bytes(state), is_best))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk. Raises BadInput where it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def poll(self) -> None:
+        """Raise what went wrong with the last save, if it has ended."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def _write(self, data: memoryview, is_best: bool) -> None:
+        try:
+            if self.latest.exists():
+                _place_copy(self.latest, self.previous)
+            _write(data, self.latest)
+            if is_best:
+                _place_copy(self.latest, self.best)
+        except Exception as error:  # raised again in the run's own thread
+            self._error = error
+
+    def check_room(self, model: nn.Module) -> None:
+        """Raise BadInput where the disk can't hold the latest, the previous, the best and one being written."""
+        one = 3 * sum(value.nbytes for value in model.state_dict().values())  # weights and Adam's two moments
+        needed = 4 * one
+        ours = sum(path.stat().st_size for path in (self.latest, self.previous, self.best) if path.exists())
+        free = shutil.disk_usage(self.latest.parent).free + ours
+        if free < needed:
+            finding = f"{free / 1e9:.2f} GB free, where a run's checkpoints take {needed / 1e9:.2f}"
+            raise BadInput(self.latest.parent, finding, "Make room or give another --OUT_DIR")
+
+    def read(self) -> dict[str, Any]:
+        """The latest checkpoint, or, with a line that says so, the one before where the latest is broken."""
+        try:
+            return read_checkpoint(self.latest)
+        except BadInput as error:
+            if not self.previous.exists():
+                raise
+            state = read_checkpoint(self.previous)
+            print(f"{error} Going on from {self.previous} instead.", file=sys.stderr)
+            return state
+
+
+def _to_bytes(state: dict[str, Any]) -> memoryview:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
+
+
+def _write(data: memoryview, path: Path) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+        with open(part, "rb") as file:
+            position = 0
+            while chunk := file.read(2**20):
+                if chunk != data[position : position + len(chunk)]:
+                    raise OSError("the disk gave back other bytes than were written")
+                position += len(chunk)
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()  # a full disk gets its room back
+        raise BadInput(
+            path, f"can't be written ({error.strerror or error})", "Make room; what was saved before is whole"
+        ) from error
+
+
+def _place_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, in one step; where the disk has no hard links, a copy of it."""
+    part = target.with_name(target.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        shutil.copyfile(source, part)
+    os.replace(part, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a rename on the disk. Windows can't open a folder, and syncs renames by itself."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_checkpoint(filename: str | Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU. Raises BadInput where there is none to be read."""
+    """The state in a checkpoint file, on the CPU. Nothing in the file is run.
+
+    Raises BadInput where it is missing, broken in any byte that matters, or no checkpoint.
+    """
     path = Path(filename)
     if not path.exists():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth.tar"))) or "none"
         raise BadInput(path, "no such checkpoint", f"Checkpoints in this folder: {there}")
     try:
+        # torch.load does not look whether tensors' bytes are those that were saved; the archive's checksums tell.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+            if broken:
+                raise ValueError(f"the checksum of {broken} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(path, f"not a checkpoint that can be read ({reason[:120]})", "Use another") from error
-    if not isinstance(state, dict) or "state_dict" not in state:
-        raise BadInput(path, "holds no 'state_dict'", "Use a checkpoint that train.py wrote")
+    except Exception as error:  # broken files raise almost anything, from EOFError to UnicodeDecodeError
+        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        raise BadInput(path, f"not a checkpoint that can be read ({reason})", "Use another checkpoint") from error
+    if not isinstance(state, dict):
+        raise BadInput(path, f"holds a {type(state).__name__}, not a checkpoint", "Use one that train.py wrote")
+    if "state_dict" not in state:
+        if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise BadInput(path, "holds no 'state_dict'", "Use a checkpoint that train.py wrote")
+        state = {"state_dict": state}  # weights alone
     return state
 
 
-def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module) -> None:
-    """Put the weights of a checkpoint into `model`. Raises BadInput where they don't fit it."""
+def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Put a checkpoint's weights into `model` and its optimizer's state into `optimizer`.
+
+    Raises BadInput, with neither changed, where weights are not finite or anything doesn't fit.
+    """
+    weights = {_plain(name): value for name, value in checkpoint["state_dict"].items()}
+    expected = model.state_dict()
+    differences = [f"{name} is missing" for name in expected if name not in weights]
+    differences += [f"{name} is not expected" for name in weights if name not in expected]
+    differences += [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if differences:
+        finding = f"made for another model: {'; '.join(differences[:3])} ({len(differences)} differences in all)"
+        raise BadInput("checkpoint", finding, "Give the FEATURES and NUM_CLASSES that it was made with")
+    if not all_finite(weights):
+        raise BadInput("checkpoint", "its weights are not finite", "Use an earlier one")
+    if optimizer is not None:
+        ours, theirs = optimizer.state_dict()["param_groups"], checkpoint["optimizer"]["param_groups"]
+        if [set(group) for group in ours] != [set(group) for group in theirs]:
+            raise BadInput("checkpoint", "made by another optimizer", "Use the one it was made with")
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    model.load_state_dict(weights)
+
+
+def _plain(name: str) -> str:
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def all_finite(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether no tensor holds a NaN or an infinity."""
+    return all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Keep other runs out of `folder` for as long as the returned file is open and this process lives.
+
+    Raises BadInput, naming the other process, where there is another run, and where nothing can be written.
+    """
+    path = folder / ".lock"
     try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        differences = str(error).splitlines()[1:] or [str(error)]
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="ascii")  # noqa: SIM115
+    except OSError as error:
+        raise BadInput(folder, f"can't be written to ({error.strerror})", "Give another --OUT_DIR") from error
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process; workers don't inherit it
+        else:
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        file.seek(0)
         raise BadInput(
-            "checkpoint", f"made for another model ({differences[0].strip()[:160]})", "Set FEATURES as it was then"
+            folder,
+            f"another run is at work here (process {file.read().strip() or 'unknown'})",
+            "Give another --OUT_DIR",
         ) from error
+    file.truncate(0)
+    print(os.getpid(), file=file, flush=True)
+    return file

@@ -82,6 +82,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __init__(self, size: int, batch_size: int, *, seed: int = 0, drop_last: bool = False) -> None:
         self.size, self.batch_size, self.seed, self.drop_last = size, batch_size, seed, drop_last
         self.epoch = self.first_batch = 0
+        self._ordered, self._order = -1, []  # the epoch whose order is at hand
 
     def __len__(self) -> int:
         return self.size // self.batch_size if self.drop_last else math.ceil(self.size / self.batch_size)
@@ -90,6 +91,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         # A generator, so that the epoch counts on with the first batch: a DataLoader makes iterators it never uses.
         epoch, first_batch = self.epoch, self.first_batch
         self.epoch, self.first_batch = epoch + 1, 0
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.size).tolist()
-        for start in range(first_batch * self.batch_size, len(self) * self.batch_size, self.batch_size):
-            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+        for number in range(first_batch, len(self)):
+            yield [(epoch, index) for index in self.batch(epoch, number)]
+
+    def batch(self, epoch: int, number: int) -> list[int]:
+        """The indices of one batch of an epoch."""
+        if epoch != self._ordered:
+            self._ordered = epoch
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.size).tolist()
+        return self._order[number * self.batch_size : (number + 1) * self.batch_size]

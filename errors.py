@@ -20,7 +20,7 @@ class BadInput(ValueError):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Call a script's `main`; BadInput becomes one line on standard error and exit status 2.
+    """Call a script's `main`; BadInput becomes one line on standard error and exit status 2, and Ctrl-C status 130.
 
     Any other exception is a bug and keeps its traceback.
     """
@@ -29,3 +29,5 @@ def run_script(main: Callable[[], None]) -> None:
     except BadInput as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,5 +1,7 @@
 """What the machine has, and how a run makes use of it."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 
@@ -48,6 +50,13 @@ def _cpu_has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
+def make_deterministic() -> None:
+    """Have CUDA repeat a run bit for bit, at a price in speed. A CPU does so anyway, with as many threads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Mixed precision on `device`; nothing changes in float32."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
@@ -62,4 +71,21 @@ def choose_num_workers(number: int | str, device: torch.device) -> int:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    """Have a loader's worker ignore SIGINT and SIGTERM, which can reach a run's whole group: the run still needs it
+    for the step that it finishes before it saves. Together with `end_workers_at_exit`, which ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_workers_at_exit() -> None:
+    """Have the workers of this process's loaders killed at its end, when Python would wait for them for ever."""
+    atexit.unregister(_kill_workers)
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's own handler would take it for an accident
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -26,6 +26,7 @@ RULES = {
     "FEATURES": (lambda v: len(v) > 0 and min(v) >= 1, "one or more numbers from 1 up"),
     "NUM_CLASSES": (lambda v: v == 1, "1 (one foreground class)"),
     "NUM_PICTURES": (lambda v: v >= 0, "0 or more"),
+    "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
     "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
     "PRECISION": (
         lambda v: v in ("auto", "float32", "float16", "bfloat16"),

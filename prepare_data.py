@@ -28,7 +28,7 @@ def sample_if_empty(dirs: Sequence[str]) -> Sequence[str]:
     if tuple(dirs) != DEFAULT_DIRS or not empty:
         return dirs
     print(f"{dirs[0].rstrip('/')} is empty: training on rendered cars in {SAMPLE_DIR} instead (see README.md)")
-    if not SAMPLE_DIR.exists():
+    if not _entries(SAMPLE_DIR):
         from sample import make_sample
 
         make_sample(SAMPLE_DIR)
@@ -92,11 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = OptionParser(prog="prepare_data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("sample", help="render a sample set of cars")
+    command.add_argument("--out", default=str(SAMPLE_DIR), help="a new folder (default: %(default)s)")
     command.add_argument(
-        "--out", default=str(SAMPLE_DIR), help="a folder that does not exist yet (default: %(default)s)"
-    )
-    command.add_argument(
-        "--train_cars", type=int, default=6, help="cars to train on, 16 views each (default: %(default)s)"
+        "--train_cars", type=int, default=4, help="cars to train on, 16 views each (default: %(default)s)"
     )
     command.add_argument("--val_cars", type=int, default=2, help="cars to score on (default: %(default)s)")
 

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from checkpoint import CheckpointWriter, lock_folder
 from errors import run_script
 from losses import BCEDiceLoss
-from machine import autocast, choose_device, choose_num_workers, choose_precision
+from machine import autocast, choose_device, choose_num_workers, choose_precision, make_deterministic
 from model import UNET
 from options import ConstantParser
 from prepare_data import sample_if_empty
+from run import Run
 from utils import (
     check_accuracy,
     get_loaders,
@@ -57,9 +58,11 @@ NUM_WORKERS = "auto"  # processes that read photographs; 0 reads in the training
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, bfloat16 on a CPU that has it
+DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
 SEED = 0  # of the first weights, the order of the photographs and their augmentation
 
 LOAD_MODEL = False  # True goes on from my_checkpoint.pth.tar
+SAVE_MINUTES = 10.0  # between checkpoints within an epoch; each epoch ends with one
 OUT_DIR = "."  # where my_checkpoint.pth.tar and saved_images/ go
 NUM_PICTURES = 8  # validation images to draw after each epoch
 
@@ -73,13 +76,17 @@ def train_fn(
     *,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     precision: torch.dtype | None = None,
+    first_step: int = 0,
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> float:
-    """Train for one epoch and return its mean loss. `after_step` is called with each step's loss, on the device."""
+    """Train for one epoch, or for what is left of it after `first_step`, and return the mean loss.
+
+    `after_step` is called with each step's loss, which is on the device.
+    """
     device = next(model.parameters()).device
     precision = precision or choose_precision("auto", device)
     total = torch.zeros((), device=device)
-    loop = tqdm(loader)
+    loop = tqdm(loader, initial=first_step)
     for step, (images, masks) in enumerate(loop, start=1):
         images = images.to(device, non_blocking=True)
         targets = masks.to(device, non_blocking=True).unsqueeze(1)  # (N, H, W) to (N, 1, H, W)
@@ -95,11 +102,11 @@ def train_fn(
         if scheduler is not None:
             scheduler.step()
 
-        total += loss.detach()
-        if step % 10 == 0 or step == len(loop):  # reading a number from a GPU makes it wait
-            loop.set_postfix(loss=total.item() / step)
         after_step(loss.detach())
-    return total.item() / len(loop)
+        total += loss.detach()
+        if step % 10 == 0 or step == 1:  # not each time: reading a number from a GPU makes it wait
+            loop.set_postfix(loss=total.item() / step)
+    return total.item() / max(1, len(loop) - first_step)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -107,6 +114,11 @@ def main(argv: list[str] | None = None) -> None:
     options = ConstantParser(globals()).parse_args(argv)
     device = choose_device(options.DEVICE)
     precision = choose_precision(options.PRECISION, device)
+    if options.DETERMINISTIC:
+        make_deterministic()
+    out_dir = Path(options.OUT_DIR)
+    lock = lock_folder(out_dir)  # noqa: F841  held until main returns
+    writer = CheckpointWriter(out_dir)
     folders = sample_if_empty(
         (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     )
@@ -142,28 +154,31 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     torch.manual_seed(options.SEED)
-    model = UNET(in_channels=3, out_channels=options.NUM_CLASSES, features=options.FEATURES).to(device)
+    model_arguments = {"in_channels": 3, "out_channels": options.NUM_CLASSES, "features": options.FEATURES}
+    model = UNET(**model_arguments).to(device)
     loss_fn = BCEDiceLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.LEARNING_RATE, fused=device.type != "mps")
     total_steps = options.NUM_EPOCHS * len(train_loader)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total_steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
-    out_dir = Path(options.OUT_DIR)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint_file = out_dir / "my_checkpoint.pth.tar"
-    pictures_dir = out_dir / "saved_images"
-    first_epoch = 0
+    writer.check_room(model)
+    run = Run(
+        writer,
+        train_loader.dataset,
+        train_loader.batch_sampler,
+        model,
+        optimizer,
+        scheduler,
+        scaler,
+        model_arguments=model_arguments,
+        constants=vars(options),
+        save_minutes=options.SAVE_MINUTES,
+    )
     if options.LOAD_MODEL:
-        checkpoint = read_checkpoint(checkpoint_file)
-        load_checkpoint(checkpoint, model)
-        if "epoch" in checkpoint:  # the tutorial's own checkpoints have none: their weights are a start
-            optimizer.load_state_dict(checkpoint["optimizer"])
-            scheduler.load_state_dict(checkpoint["scheduler"])
-            scaler.load_state_dict(checkpoint["scaler"])
-            first_epoch = train_loader.batch_sampler.epoch = checkpoint["epoch"]
-        print(f"{checkpoint_file}: going on after epoch {first_epoch} of {options.NUM_EPOCHS}")
-    elif aside := set_aside(out_dir, ["*.pth.tar", "saved_images/epoch_*"]):
+        run.restore(writer.read())
+        print(f"{writer.latest}: going on after {run.epoch} epochs and {run.step} steps")
+    elif aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/epoch_*"]):
         print(f"the results of the run before are now in {aside}")
 
     print(
@@ -171,29 +186,31 @@ def main(argv: list[str] | None = None) -> None:
         f"{train_loader.batch_sampler.batch_size} a step, {len(train_loader)} steps an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )
-    for epoch in range(first_epoch, options.NUM_EPOCHS):
-        print(f"epoch {epoch + 1} of {options.NUM_EPOCHS}")
-        train_fn(train_loader, model, optimizer, loss_fn, scaler, scheduler=scheduler, precision=precision)
-        save_checkpoint(
-            {
-                "state_dict": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "scaler": scaler.state_dict(),
-                "epoch": epoch + 1,
-                "constants": vars(options),
-            },
-            checkpoint_file,
-        )
-        check_accuracy(val_loader, model, device, loss_fn=loss_fn, precision=precision)
-        save_predictions_as_imgs(
-            val_loader,
-            model,
-            pictures_dir / f"epoch_{epoch + 1:03d}",
-            device,
-            num_images=options.NUM_PICTURES,
-            precision=precision,
-        )
+    with run:
+        while run.epoch < options.NUM_EPOCHS:
+            print(f"epoch {run.epoch + 1} of {options.NUM_EPOCHS}")
+            train_fn(
+                train_loader,
+                model,
+                optimizer,
+                loss_fn,
+                scaler,
+                scheduler=scheduler,
+                precision=precision,
+                first_step=run.step,
+                after_step=run.after_step,
+            )
+            batches = run.stoppable(val_loader)
+            scores = check_accuracy(batches, model, device, loss_fn=loss_fn, precision=precision)
+            save_predictions_as_imgs(
+                val_loader,
+                model,
+                out_dir / "saved_images" / f"epoch_{run.epoch + 1:03d}",
+                device,
+                num_images=options.NUM_PICTURES,
+                precision=precision,
+            )
+            run.finish_epoch(scores["dice"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from checkpoint import load_checkpoint as load_checkpoint
 from checkpoint import save_checkpoint as save_checkpoint
 from dataset import CarvanaDataset, EpochBatches
-from machine import autocast, leave_signals_to_parent
+from machine import autocast, end_workers_at_exit, leave_signals_to_parent
 from pictures import Picture, draw_sheet, save_mask
 from reading import Size
 
@@ -58,6 +58,7 @@ def get_loaders(
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)
     train_batch_size = min(batch_size, max(2, len(train_set) // min_steps))
+    end_workers_at_exit()
     common = {
         "num_workers": num_workers,
         "pin_memory": pin_memory and torch.cuda.is_available(),

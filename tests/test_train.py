@@ -92,23 +92,6 @@ def test_a_new_run_sets_the_old_ones_results_aside(folders, tmp_path, capsys):
     assert f"the results of the run before are now in {aside}" in capsys.readouterr().out
 
 
-def test_going_on_after_an_epoch_equals_never_stopping(folders, tmp_path):
-    train.main(folders + out(tmp_path / "whole"))
-    stopped = tmp_path / "stopped"
-    with pytest.MonkeyPatch.context() as patch:
-
-        def stop(*args, **kwargs):
-            raise KeyboardInterrupt
-
-        patch.setattr(train, "check_accuracy", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(folders + out(stopped))
-    train.main(folders + out(stopped, "--LOAD_MODEL"))
-    one, other = (read_checkpoint(run / "my_checkpoint.pth.tar") for run in (tmp_path / "whole", stopped))
-    assert other["epoch"] == 2
-    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
-
-
 def test_loading_a_checkpoint_that_is_not_there_names_those_that_are(folders, tmp_path):
     (tmp_path / "other.pth.tar").touch()
     with pytest.raises(BadInput, match=r"my_checkpoint\.pth\.tar: no such checkpoint.*other\.pth\.tar"):

@@ -1,0 +1,182 @@
+"""A training run between its steps: what a checkpoint holds, and when one is written."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from checkpoint import CheckpointWriter, all_finite, load_checkpoint
+from dataset import CarvanaDataset, EpochBatches
+from errors import BadInput
+
+LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
+SMALLEST_SCALE = 2.0**-10  # of a scaler: below it, float16 overflows in every step
+
+
+class Run:
+    """One training run: where it is, and how to save it and go on from there, exactly.
+
+    A position is an epoch, counted from 0, and the steps done in it. Used as a context, it answers signals:
+    SIGTERM and SIGINT save after the step and end the process with 128 + signal, SIGUSR1 saves and goes on.
+    """
+
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        dataset: CarvanaDataset,
+        batches: EpochBatches,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        scaler: torch.amp.GradScaler,
+        *,
+        model_arguments: dict[str, Any],
+        constants: dict[str, Any],
+        save_minutes: float,
+    ) -> None:
+        self.writer, self.dataset, self.batches = writer, dataset, batches
+        self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
+        self.model_arguments, self.constants = model_arguments, constants
+        self.save_seconds = save_minutes * 60
+        self.epoch = self.step = 0
+        self.losses: list[Tensor] = []  # of the epoch's steps, left on the device
+        self.best_dice = -1.0
+        self.signal: int | None = None
+        self.save_soon = False
+        self.last_save = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as tensors and primitives."""
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
+            "best_dice": self.best_dice,
+            "generators": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "python": random.getstate(),
+                "numpy": [kind, keys.tolist(), *rest],
+            },
+            "constants": self.constants,
+            "model": self.model_arguments,
+            "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; from weights alone, or the tutorial's own checkpoint, start anew."""
+        if "epoch" not in state:
+            load_checkpoint(state, self.model)
+            return
+        load_checkpoint(state, self.model, self.optimizer)
+        self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.best_dice = state["epoch"], state["step"], state["best_dice"]
+        device = next(self.model.parameters()).device
+        self.losses = list(state["losses"].to(device))
+        self.batches.epoch, self.batches.first_batch = self.epoch, self.step
+        generators = state["generators"]
+        torch.set_rng_state(generators["torch"])
+        if torch.cuda.is_available() and len(generators["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(generators["cuda"])
+        random.setstate(generators["python"])
+        np.random.set_state(tuple(generators["numpy"]))
+        for name, value in state["constants"].items():
+            now = self.constants.get(name, value)
+            if now != value and name != "LOAD_MODEL":
+                print(f"{name} was {value!r} when this run began and is {now!r} now")
+
+    def after_step(self, loss: Tensor) -> None:
+        """Count the step; every so many, and whenever something is asked for, look at the losses and save."""
+        self.step += 1
+        self.losses.append(loss)
+        asked = self.signal is not None or self.save_soon
+        due = time.monotonic() - self.last_save > self.save_seconds
+        if asked or due or self.step % LOOK_EVERY == 0 or self.step == len(self.batches):
+            self.check_losses()
+            self.writer.poll()
+        if self.signal is not None:
+            self.save_and_exit()
+        if asked or due:
+            self.save()
+
+    def stoppable(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The batches of `loader`, for as long as no signal asks to stop."""
+        for batch in loader:
+            if self.signal is not None:
+                self.save_and_exit()
+            yield batch
+
+    def finish_epoch(self, dice: float) -> None:
+        """Move on to the next epoch and save; the highest validation Dice so far makes the best checkpoint."""
+        is_best = dice > self.best_dice  # never so for a NaN
+        self.best_dice = dice if is_best else self.best_dice
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, []
+        self.save(is_best)
+        if self.signal is not None:
+            self.writer.wait()
+            raise SystemExit(128 + self.signal)
+
+    def save(self, is_best: bool = False) -> None:
+        """Write a checkpoint of where the run is, in the background."""
+        if not all_finite(self.model.state_dict()):
+            raise BadInput(f"epoch {self.epoch + 1}", "weights are not finite", "Lower LEARNING_RATE")
+        self.writer.save(self.state(), is_best)
+        self.save_soon, self.last_save = False, time.monotonic()
+
+    def save_and_exit(self) -> None:
+        """Save, and end the process as its signal asked."""
+        self.save()
+        self.writer.wait()
+        print(f"stopped in epoch {self.epoch + 1} after step {self.step}; LOAD_MODEL = True goes on from there")
+        raise SystemExit(128 + self.signal)
+
+    def check_losses(self) -> None:
+        """Raise BadInput at the epoch's first loss that is not finite, with the files of its step."""
+        bad = (~torch.stack(self.losses).isfinite()).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            files = ", ".join(self.dataset.images[index] for index in self.batches.batch(self.epoch, step))
+            finding = f"the loss is {self.losses[step].item()}, with {files}"
+            remedy = "Look at these files, lower LEARNING_RATE or set PRECISION to float32"
+            raise BadInput(f"epoch {self.epoch + 1}, step {step + 1}", finding, remedy)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            finding = "every step overflows in float16"
+            remedy = "Lower LEARNING_RATE or set PRECISION to bfloat16 or float32"
+            raise BadInput(f"epoch {self.epoch + 1}, step {self.step}", finding, remedy)
+
+    def __enter__(self) -> "Run":
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            names = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows lacks the last
+            signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in signals}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.writer.wait()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGUSR1", None):
+            self.save_soon = True
+        elif self.signal is None:
+            self.signal = number
+        else:
+            os._exit(128 + number)
