@@ -114,6 +114,10 @@ class Run:
         if asked or due:
             self.save()
 
+    def mean_loss(self) -> float:
+        """Mean training loss of the epoch's steps so far, those before an interruption included."""
+        return torch.stack(self.losses).mean().item()
+
     def stoppable(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of `loader`, for as long as no signal asks to stop."""
         for batch in loader:

@@ -178,6 +178,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.LOAD_MODEL:
         run.restore(writer.read())
         print(f"{writer.latest}: going on after {run.epoch} epochs and {run.step} steps")
+        if run.epoch >= options.NUM_EPOCHS:
+            print(f"all {options.NUM_EPOCHS} epochs are done: give a larger NUM_EPOCHS to train on")
     elif aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/epoch_*"]):
         print(f"the results of the run before are now in {aside}")
 
@@ -200,8 +202,8 @@ def main(argv: list[str] | None = None) -> None:
                 first_step=run.step,
                 after_step=run.after_step,
             )
-            batches = run.stoppable(val_loader)
-            scores = check_accuracy(batches, model, device, loss_fn=loss_fn, precision=precision)
+            print(f"mean training loss {run.mean_loss():.4f}")
+            scores = check_accuracy(run.stoppable(val_loader), model, device, loss_fn=loss_fn, precision=precision)
             save_predictions_as_imgs(
                 val_loader,
                 model,

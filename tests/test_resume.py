@@ -1,0 +1,286 @@
+"""A run that was interrupted, anywhere and however often, ends as the one that was not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train
+from checkpoint import read_checkpoint, save_checkpoint
+from errors import BadInput
+from model import UNET
+from run import Run
+
+ROOT = Path(__file__).parent.parent
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What a run leaves: its checkpoint, flattened, and its pictures' bytes."""
+    found = {}
+
+    def flatten(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                flatten(f"{name}.{key}", child)
+        elif isinstance(value, list | tuple):
+            for number, child in enumerate(value):
+                flatten(f"{name}.{number}", child)
+        else:
+            found[name] = value
+
+    for file in ("my_checkpoint.pth.tar", "best_checkpoint.pth.tar"):
+        state = read_checkpoint(folder / file)
+        flatten(file, {name: value for name, value in state.items() if name != "constants"})
+    for path in sorted((folder / "saved_images").rglob("*.png")):
+        found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    one, two = everything(folder), everything(other)
+    names = sorted(one.keys() | two.keys())
+
+    def equal(name: str) -> bool:
+        if isinstance(one.get(name), torch.Tensor) and isinstance(two.get(name), torch.Tensor):
+            return torch.equal(one[name], two[name])
+        return name in one and name in two and one[name] == two[name]
+
+    return [name for name in names if not equal(name)]
+
+
+def interrupted(arguments: list[str], out: Path, stops: list[tuple[int, int]], monkeypatch) -> list[str]:
+    """Run, and at each (epoch, step) get a real SIGTERM and start again. Returns what the last part printed."""
+    after_step = Run.after_step
+    pending = list(stops)
+
+    def step_with_signal(self: Run, loss: torch.Tensor) -> None:
+        if pending and (self.epoch, self.step + 1) == pending[0]:
+            pending.pop(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+        after_step(self, loss)
+
+    monkeypatch.setattr(Run, "after_step", step_with_signal)
+    for part in range(len(stops) + 1):
+        more = ["--OUT_DIR", str(out), *(["--LOAD_MODEL"] if part else [])]
+        if part < len(stops):
+            with pytest.raises(SystemExit) as stop:
+                train.main(arguments + more)
+            assert stop.value.code == 128 + signal.SIGTERM
+            state = read_checkpoint(out / "my_checkpoint.pth.tar")
+            assert (state["epoch"], state["step"]) == stops[part]
+        else:
+            train.main(arguments + more)
+    assert not pending
+
+
+def scores_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "dice" in line or "mean training loss" in line]
+
+
+@pytest.mark.parametrize("precision, workers", [("float32", "0"), ("bfloat16", "2")])
+@pytest.mark.parametrize(
+    "stops",
+    [[(0, 1)], [(0, 3)], [(0, 6)], [(1, 1)], [(1, 6)], [(0, 2), (0, 4), (1, 1), (1, 5)]],
+    ids=["first step", "middle", "epoch's last step", "second epoch", "very last step", "four times"],
+)
+def test_an_interrupted_run_equals_one_that_was_not(
+    folders, tmp_path, monkeypatch, capsys, stops, precision, workers
+):
+    arguments = [*folders, "--PRECISION", precision, "--NUM_WORKERS", workers]
+    train.main([*arguments, "--OUT_DIR", str(tmp_path / "whole")])
+    whole = scores_of(capsys.readouterr().out)
+    interrupted(arguments, tmp_path / "parts", stops, monkeypatch)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+    parts = scores_of(capsys.readouterr().out)
+    assert parts == whole
+
+
+def test_a_signal_between_epochs_and_during_validation(folders, tmp_path, monkeypatch):
+    train.main([*folders, "--OUT_DIR", str(tmp_path / "whole")])
+    for moment in ("check_accuracy", "save_predictions_as_imgs"):
+        function = getattr(train, moment)
+
+        def with_signal(*args, function=function, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+            return function(*args, **kwargs)
+
+        out = ["--OUT_DIR", str(tmp_path / moment)]
+        monkeypatch.setattr(train, moment, with_signal)
+        with pytest.raises(SystemExit) as stop:
+            train.main([*folders, *out])
+        assert stop.value.code == 128 + signal.SIGINT
+        monkeypatch.setattr(train, moment, function)
+        train.main([*folders, *out, "--LOAD_MODEL"])
+        assert differences(tmp_path / "whole", tmp_path / moment) == []
+
+
+class Dropping(UNET):
+    """A network that draws from torch's generator in each step."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.pool = nn.Sequential(nn.MaxPool2d(2, 2), nn.Dropout(0.2))
+
+
+def noise(image: np.ndarray, **_: Any) -> np.ndarray:
+    """Brightness drawn from Python's and numpy's global generators."""
+    return (image * (0.5 + 0.25 * random.random() + 0.25 * np.random.random())).astype(np.uint8)
+
+
+# Each piece of a checkpoint, and a way to lose it.
+PIECES = {
+    "state_dict": lambda state: state["state_dict"]["final_conv.bias"].zero_(),
+    "buffers": lambda state: state["state_dict"]["downs.0.conv.1.running_mean"].zero_(),
+    "optimizer": lambda state: state["optimizer"]["state"].clear(),  # AdamW's moments
+    "scheduler": lambda state: state["scheduler"].update(last_epoch=0),
+    "epoch": lambda state: state.update(epoch=0),
+    "step": lambda state: state.update(step=0),
+    "losses": lambda state: state.update(losses=torch.empty(0)),  # the epoch's printed mean
+    "torch generator": lambda state: state["generators"]["torch"].copy_(
+        torch.Generator().manual_seed(9).get_state()
+    ),
+    "python generator": lambda state: state["generators"].update(python=random.Random(1).getstate()),
+    "numpy generator": lambda state: state["generators"]["numpy"].__setitem__(2, 0),
+}
+
+
+@pytest.mark.parametrize("piece", [None, *PIECES])
+def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, capsys, piece):
+    compose = A.Compose
+    monkeypatch.setattr(train, "UNET", Dropping)
+    monkeypatch.setattr(train.A, "Compose", lambda steps: compose([A.Lambda(image=noise), *steps]))
+    arguments = [*folders, "--NUM_WORKERS", "0"]
+
+    def seed() -> None:
+        random.seed(0), np.random.seed(0)
+
+    seed()
+    train.main([*arguments, "--OUT_DIR", str(tmp_path / "whole")])
+    whole = scores_of(capsys.readouterr().out)
+    seed()
+    after_step = Run.after_step
+
+    def stop_in_second_epoch(self: Run, loss: torch.Tensor) -> None:
+        if (self.epoch, self.step) == (1, 2):
+            self.signal = self.signal or signal.SIGTERM
+        after_step(self, loss)
+
+    monkeypatch.setattr(Run, "after_step", stop_in_second_epoch)
+    out = ["--OUT_DIR", str(tmp_path / "parts")]
+    with pytest.raises(SystemExit):
+        train.main([*arguments, *out])
+    monkeypatch.setattr(Run, "after_step", after_step)
+    checkpoint = tmp_path / "parts/my_checkpoint.pth.tar"
+    state = read_checkpoint(checkpoint)
+    if piece:
+        PIECES[piece](state)
+        save_checkpoint(state, checkpoint)
+    seed()
+    train.main([*arguments, *out, "--LOAD_MODEL"])
+    changed = differences(tmp_path / "whole", tmp_path / "parts")
+    printed = scores_of(capsys.readouterr().out)
+    assert bool(changed or printed != whole) == bool(piece), changed[:5]
+
+
+def test_a_worse_epoch_never_replaces_the_best(folders, tmp_path):
+    out = ["--OUT_DIR", str(tmp_path)]
+    train.main([*folders, *out, "--NUM_EPOCHS", "1"])
+    state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
+    best = (tmp_path / "best_checkpoint.pth.tar").read_bytes()
+    for best_dice, replaced in ((2.0, False), (-1.0, True)):
+        save_checkpoint({**state, "best_dice": best_dice}, tmp_path / "my_checkpoint.pth.tar")
+        train.main([*folders, *out, "--NUM_EPOCHS", "2", "--LOAD_MODEL"])
+        assert ((tmp_path / "best_checkpoint.pth.tar").read_bytes() != best) == replaced
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_after_it_is_saved(folders, tmp_path, capsys):
+    out = ["--OUT_DIR", str(tmp_path)]
+    train.main([*folders, *out, "--NUM_EPOCHS", "1"])
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.pth.tar")}
+    shown = sorted((tmp_path / "saved_images").rglob("*"))
+    state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
+    poison = {**state["state_dict"], "final_conv.bias": torch.tensor([3e38])}
+    save_checkpoint({**state, "state_dict": poison}, tmp_path / "my_checkpoint.pth.tar")
+    before[tmp_path / "my_checkpoint.pth.tar"] = (tmp_path / "my_checkpoint.pth.tar").read_bytes()
+    with pytest.raises(
+        BadInput, match=r"epoch 2, step \d: the loss is (nan|inf), with 0+[12]_\d\d\.jpg, 0+[12]_\d\d\.jpg"
+    ):
+        train.main([*folders, *out, "--LOAD_MODEL", "--LEARNING_RATE", "1e38"])
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.pth.tar")} == before
+    assert sorted((tmp_path / "saved_images").rglob("*")) == shown
+
+
+def test_a_finished_run_says_so(folders, tmp_path, capsys):
+    out = ["--OUT_DIR", str(tmp_path)]
+    train.main([*folders, *out])
+    before = (tmp_path / "my_checkpoint.pth.tar").read_bytes()
+    train.main([*folders, *out, "--LOAD_MODEL"])
+    assert "all 2 epochs are done" in capsys.readouterr().out
+    assert (tmp_path / "my_checkpoint.pth.tar").read_bytes() == before
+
+
+def test_the_tutorials_own_checkpoint_is_a_start(folders, tmp_path, capsys):
+    model = UNET(features=[4, 8])
+    optimizer = torch.optim.Adam(model.parameters())
+    checkpoint = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+    for name, content in (("tutorial", checkpoint), ("weights", model.state_dict())):
+        (tmp_path / name).mkdir()
+        torch.save(content, tmp_path / name / "my_checkpoint.pth.tar")
+        train.main([*folders, "--OUT_DIR", str(tmp_path / name), "--LOAD_MODEL", "--NUM_EPOCHS", "1"])
+        assert read_checkpoint(tmp_path / name / "my_checkpoint.pth.tar")["epoch"] == 1
+
+
+def start(folders: list[str], out: Path, *more: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *folders,
+        "--OUT_DIR",
+        str(out),
+        "--NUM_EPOCHS",
+        "500",
+        *more,
+    ]
+    # A process group of its own, as a terminal or a queue makes: its signals reach the workers too.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for _ in range(600):
+        if (out / "my_checkpoint.pth.tar").exists():
+            return process
+        time.sleep(0.1)
+    raise AssertionError(process.communicate())
+
+
+def members(group: int) -> list[str]:
+    """The processes of a group that are still there, but for those that only wait to be reaped."""
+    stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [stat for stat in stats if stat[2] == str(group) and stat[0] != "Z"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
+@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, "2"), (signal.SIGINT, "2"), (signal.SIGTERM, "0")])
+def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number, workers):
+    process = start(folders, tmp_path, "--NUM_WORKERS", workers)
+    if number == signal.SIGTERM:  # SIGUSR1 saves in between and lets it go on
+        os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(1)
+        assert process.poll() is None
+    began = time.monotonic()
+    os.killpg(process.pid, number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    assert time.monotonic() - began < 20 and "Traceback" not in error and "LOAD_MODEL = True goes on" in output
+    state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
+    assert f"stopped in epoch {state['epoch'] + 1} after step {state['step']}" in output
+    assert members(process.pid) == []
