@@ -48,9 +48,9 @@ IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net; a quarter of each is 15 times cheaper
 NUM_CLASSES = 1  # 1 tells foreground from background
 
-LEARNING_RATE = 1e-3  # the peak of a one-cycle schedule
+LEARNING_RATE = 5e-4  # the peak of a schedule that rises and falls once
 BATCH_SIZE = 16  # images per step, at most
-MIN_STEPS = 24  # steps per epoch, at least: a small set gets smaller batches, so that a few epochs teach it enough
+MIN_STEPS = 48  # steps per epoch, if batches of 2 suffice: a small set gets smaller batches, to learn enough
 NUM_EPOCHS = 3  # passes over the training photographs
 
 CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and runs; "" keeps none
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=0.7,
             ),
-            A.RandomBrightnessContrast(p=0.5),
+            A.RandomBrightnessContrast(brightness_limit=0.4, contrast_limit=0.4, p=0.8),  # cars of other colours
             A.Normalize(mean=0, std=1, max_pixel_value=255),  # to [0, 1]
             ToTensorV2(),
         ]
