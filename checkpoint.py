@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from errors import BadInput
+from machine import writable_folder
 
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights
 
@@ -30,10 +31,12 @@ def save_checkpoint(state: dict[str, Any], filename: str | Path = "my_checkpoint
 class CheckpointWriter:
     """Saves a run's checkpoints beside the training: only the copy into memory takes the run's own time.
 
-    `latest` is replaced by each `save`; the one before stays as `previous`, and the best so far as `best`.
+    `latest` is replaced by each `save`; the one before stays as `previous`, and the best so far as `best`. While it
+    lives, no other run can write into `folder`: that raises BadInput there, as does a folder that can't be written.
     """
 
     def __init__(self, folder: Path) -> None:
+        self._lock = lock_folder(folder)
         self.latest = folder / "my_checkpoint.pth.tar"
         self.previous = folder / "previous_checkpoint.pth.tar"
         self.best = folder / "best_checkpoint.pth.tar"
@@ -214,12 +217,7 @@ def lock_folder(folder: Path) -> TextIO:
 
     Raises BadInput, naming the other process, where there is another run, and where nothing can be written.
     """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="ascii")  # noqa: SIM115
-    except OSError as error:
-        raise BadInput(folder, f"can't be written to ({error.strerror})", "Give another --OUT_DIR") from error
+    file = open(writable_folder(folder) / ".lock", "a+", encoding="ascii")  # noqa: SIM115  stays open
     try:
         if os.name == "posix":
             import fcntl

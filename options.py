@@ -26,6 +26,10 @@ RULES = {
     "FEATURES": (lambda v: len(v) > 0 and min(v) >= 1, "one or more numbers from 1 up"),
     "NUM_CLASSES": (lambda v: v == 1, "1 (one foreground class)"),
     "NUM_PICTURES": (lambda v: v >= 0, "0 or more"),
+    "STEPS": (lambda v: v >= 1, "1 or more"),
+    "REPEATS": (lambda v: v >= 1, "1 or more"),
+    "EPOCH_IMAGES": (lambda v: v >= 0, "0 or more"),
+    "TARGET_DICE": (lambda v: 0 <= v < 1, "0 or more, and less than 1"),
     "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
     "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
     "PRECISION": (

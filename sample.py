@@ -221,8 +221,10 @@ def make_sample(folder: str | Path, train_cars: int = 4, val_cars: int = 2, view
     shutil.rmtree(part, ignore_errors=True)
     for name in ("train_images", "train_masks", "val_images", "val_masks"):
         (part / name).mkdir(parents=True)
-    splits = ["train"] * train_cars + ["val"] * val_cars
-    jobs = [(part, split, car, view) for car, split in enumerate(splits) for view in range(1, views + 1)]
+    # Kinds take turns, so validation begins where they start over: it shows kinds that training has seen.
+    first = math.ceil(train_cars / len(KINDS)) * len(KINDS)
+    cars = [("train", car) for car in range(train_cars)] + [("val", first + car) for car in range(val_cars)]
+    jobs = [(part, split, car, view) for split, car in cars for view in range(1, views + 1)]
     with ProcessPoolExecutor() as pool:
         list(tqdm(pool.map(_save, jobs), total=len(jobs), desc="rendering the sample set"))
     if folder.exists():

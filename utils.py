@@ -21,9 +21,9 @@ from reading import Size
 
 
 def one_cycle(progress: float) -> float:
-    """Share of the peak learning rate when `progress` in [0, 1] of all steps are done: up for 30 % and down to 0,
+    """Share of the peak learning rate when `progress` in [0, 1] of all steps are done: up for 20 % and down to 0,
     both along a cosine. Smith and Topin 2017, https://arxiv.org/abs/1708.07120."""
-    warm_up = 0.3
+    warm_up = 0.2
     if progress < warm_up:
         return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
@@ -161,7 +161,7 @@ def save_predictions_as_imgs(
     num_images = min(num_images, len(dataset))
     chosen = [i * len(dataset) // num_images for i in range(num_images)]
     names = getattr(dataset, "images", [f"{i:05d}" for i in range(len(dataset))])
-    batches = DataLoader(Subset(dataset, chosen), batch_size=loader.batch_size, generator=torch.Generator())
+    batches = DataLoader(Subset(dataset, chosen), batch_size=loader.batch_size or 8, generator=torch.Generator())
     rows = []
     with evaluating(model):
         for images, masks in batches:

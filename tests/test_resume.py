@@ -284,3 +284,12 @@ def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number
     state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
     assert f"stopped in epoch {state['epoch'] + 1} after step {state['step']}" in output
     assert members(process.pid) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kill_run.py forks")
+def test_a_few_kills(tmp_path):
+    """The long form, with hundreds, is the command in the README."""
+    command = [sys.executable, str(ROOT / "tests/kill_run.py"), "--kills", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 kills: 0 checkpoints lost, 0 resumed runs that ended differently" in done.stdout

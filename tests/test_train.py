@@ -101,6 +101,15 @@ def test_loading_a_checkpoint_that_is_not_there_names_those_that_are(folders, tm
         train.main(folders + out(tmp_path / "small", "--LOAD_MODEL", "--FEATURES", "8", "8"))
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_training(folders, tmp_path, capsys):
+    (tmp_path / "saved_images").write_text("a file")
+    with pytest.raises(BadInput, match="saved_images: can't be written to"):
+        train.main(folders + out(tmp_path))
+    with pytest.raises(BadInput, match=r"file/out: can't be written to"):
+        train.main(folders + out(tmp_path / "in/train_images" / f"{1:012x}_01.jpg" / "file/out"))
+    assert "epoch 1" not in capsys.readouterr().out
+
+
 def test_a_script_written_for_the_tutorial_runs_unchanged(tmp_path):
     for split, count in (("train", 9), ("val", 3)):
         write_pairs(

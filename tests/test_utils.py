@@ -76,8 +76,8 @@ def test_loss_of_joined_batches_is_the_mean_of_theirs():
 
 def test_one_cycle_rises_and_falls():
     assert one_cycle(0) == pytest.approx(0.04)
-    assert one_cycle(0.3) == pytest.approx(1)
-    assert one_cycle(0.65) == pytest.approx(0.5)
+    assert one_cycle(0.2) == pytest.approx(1)
+    assert one_cycle(0.6) == pytest.approx(0.5)
     assert one_cycle(1) == pytest.approx(0)
 
 

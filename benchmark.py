@@ -1,0 +1,358 @@
+"""Measure this repository against the plain tutorial loop, in one run on this machine.
+
+    python benchmark.py                                             # on the rendered sample set
+    python benchmark.py --IMG_DIR photos/ --MASK_DIR masks/         # on true files; some 10 minutes on two cores
+    python benchmark.py --VAL_IMG_DIR v/ --VAL_MASK_DIR vm/ --TARGET_DICE 0.95    # and the time to a Dice
+    python benchmark.py --OUT benchmarks/speed.md                   # also write the table into a file
+
+The two sides take turns after a warm-up; a figure is the median over REPEATS, with the lowest and the highest.
+"""
+
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from albumentations.pytorch import ToTensorV2
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from dataset import CarvanaDataset
+from errors import run_script
+from losses import BCEDiceLoss
+from machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
+from model import UNET
+from options import ConstantParser
+from prepare_data import sample_if_empty
+from reading import Pair, find_pairs
+from train import make_optimizer, make_transforms, train_fn
+from utils import check_accuracy, get_loaders
+
+IMG_DIR = "data/train_images/"  # photographs to read
+MASK_DIR = "data/train_masks/"  # their masks
+VAL_IMG_DIR = "data/val_images/"  # photographs to score on, for the time to a Dice
+VAL_MASK_DIR = "data/val_masks/"  # their masks
+IMAGE_HEIGHT = 160  # pixels
+IMAGE_WIDTH = 240  # pixels
+BATCH_SIZE = 4  # images per step; 64 and more suit a large GPU
+STEPS = 1  # steps per measurement on a synthetic batch; 50 and more suit a GPU
+EPOCH_IMAGES = 16  # photographs of the epoch from disk; 0 takes all, as suits a GPU
+REPEATS = 5  # measurements of each figure
+TARGET_DICE = 0.0  # the validation Dice to reach; 0 leaves that part out
+MAX_EPOCHS = 20  # epochs after which it gives up on that Dice
+DEVICE = "auto"  # cuda, mps or cpu
+OUT = ""  # a file for the table, in Markdown
+
+
+class PlainDataset(Dataset):
+    """The tutorial's: both files are decoded in full for every sample."""
+
+    def __init__(self, pairs: list[Pair], transform: A.Compose) -> None:
+        self.pairs, self.transform = pairs, transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = np.array(Image.open(self.pairs[index][0]).convert("RGB"))
+        mask = np.array(Image.open(self.pairs[index][1]).convert("L"), dtype=np.float32)
+        mask[mask == 255.0] = 1.0
+        augmented = self.transform(image=image, mask=mask)
+        return augmented["image"], augmented["mask"]
+
+
+def plain_transform(size: tuple[int, int]) -> A.Compose:
+    """The tutorial's augmentation."""
+    return A.Compose(
+        [
+            A.Resize(*size),
+            A.Rotate(limit=35, p=1.0),
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.1),
+            A.Normalize(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], max_pixel_value=255.0),
+            ToTensorV2(),
+        ]
+    )
+
+
+def plain_epoch(
+    loader: Any, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """The tutorial's epoch: float16 on CUDA, float32 on a CPU, and a look at the loss in every step."""
+    device = next(model.parameters()).device
+    loss_fn = nn.BCEWithLogitsLoss()
+    loop = tqdm(loader, disable=None)
+    for images, masks in loop:
+        images, targets = images.to(device), masks.float().unsqueeze(1).to(device)
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            loss = loss_fn(model(images), targets)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        loop.set_postfix(loss=loss.item())
+
+
+class Side:
+    """A network with all that one side of the comparison trains it with."""
+
+    def __init__(self, plain: bool, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.plain, self.device = plain, device
+        self.precision = choose_precision("auto", device)
+        layout = torch.contiguous_format if plain else choose_memory_format(device, self.precision)
+        self.model = UNET().to(device, memory_format=layout)
+        self.optimizer = (
+            torch.optim.Adam(self.model.parameters(), lr=1e-4) if plain else make_optimizer(self.model, 5e-4)
+        )
+        float16 = device.type == "cuda" if plain else self.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=float16)
+
+    def epoch(self, loader: Any) -> None:
+        """Train on what `loader` yields, and return when the device is done."""
+        if self.plain:
+            plain_epoch(loader, self.model, self.optimizer, self.scaler)
+        else:
+            train_fn(loader, self.model, self.optimizer, BCEDiceLoss(), self.scaler, precision=self.precision)
+        synchronise(self.device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU's work to end."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def take_turns(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:
+    """Each side's figures, measured in turn, after one round that isn't counted."""
+    rounds = [[side() for side in sides] for _ in range(repeats + 1)]
+    return [list(figures) for figures in zip(*rounds[1:], strict=True)]
+
+
+def row(name: str, plain: list[float], ours: list[float], higher_is_better: bool = True) -> tuple[str, ...]:
+    """A line of the table: name, both medians with their range, and how many times ours is better."""
+
+    def show(values: list[float]) -> str:
+        return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+    ratio = statistics.median(ours) / statistics.median(plain)
+    return name, show(plain), show(ours), f"{ratio if higher_is_better else 1 / ratio:.2f}"
+
+
+def reading(pairs: list[Pair], o: Any) -> list[tuple[str, ...]]:
+    """Milliseconds a photograph, augmentation included, on one core."""
+    size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
+    plain = PlainDataset(pairs, plain_transform(size))
+    folders = pairs[0][0].parent, pairs[0][1].parent
+    first, later = (CarvanaDataset(*folders, make_transforms()[0], size=size) for _ in range(2))
+
+    def first_pass() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            first.use_cache(folder)
+            [first[0, i] for i in range(len(first))]
+
+    with one_core(), tempfile.TemporaryDirectory() as folder:
+        later.use_cache(folder)
+        passes = (
+            lambda: [plain[i] for i in range(len(plain))],
+            first_pass,
+            lambda: [later[1, i] for i in range(len(later))],
+        )
+        figures = take_turns(o.REPEATS, *(lambda p=p: seconds(p) * 1000 / len(pairs) for p in passes))
+    return [
+        row("reading, first epoch: ms a photograph, one core", figures[0], figures[1], higher_is_better=False),
+        row("reading, later epochs: ms a photograph, one core", figures[0], figures[2], higher_is_better=False),
+    ]
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this process and those that it starts on one core, where the system lets it."""
+    cv2.setNumThreads(0)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    if cores:
+        os.sched_setaffinity(0, {min(cores)})
+    yield
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def loaders(folder: Path, o: Any, device: torch.device, pairs: list[Pair]) -> tuple[DataLoader, DataLoader]:
+    """The plain loader and ours, over the pairs in `folder`."""
+    size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
+    plain = DataLoader(
+        PlainDataset(pairs, plain_transform(size)), o.BATCH_SIZE, shuffle=True, num_workers=2, pin_memory=True
+    )
+    dirs = (pairs[0][0].parent, pairs[0][1].parent)
+    workers = choose_num_workers("auto", device)
+    ours, _ = get_loaders(
+        *dirs,
+        *dirs,
+        o.BATCH_SIZE,
+        *make_transforms(),
+        workers,
+        size=size,
+        cache_dir=folder / "cache",
+        drop_last=True,
+    )
+    return plain, ours
+
+
+def stepping(sides: list[Side], o: Any) -> list[tuple[str, ...]]:
+    """Images a second of training steps on a synthetic batch, and the share of the matrix product's peak."""
+    device = sides[0].device
+    batches = [synthetic_batch(o, device)] * o.STEPS
+    images = o.BATCH_SIZE * o.STEPS
+    plain, ours = take_turns(o.REPEATS, *(lambda s=s: images / seconds(lambda: s.epoch(batches)) for s in sides))
+    peak, work = matrix_peak(device), flop_per_image(o)
+    shares = ([100 * rate * work / peak for rate in rates] for rates in (plain, ours))
+    name = f"the same, % of the bfloat16 matrix product's {peak / 1e12:.3g} TFLOP/s"
+    return [row("training step, synthetic batch: images/s", plain, ours), row(name, *shares)]
+
+
+def synthetic_batch(o: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random images (N, 3, H, W) and masks (N, H, W) on the device."""
+    shape = (o.BATCH_SIZE, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
+    return torch.rand(shape[0], 3, *shape[1:], device=device), torch.ones(shape, device=device)
+
+
+def matrix_peak(device: torch.device) -> float:
+    """FLOP/s of a large bfloat16 matrix product: the best of ten."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.rand(n, n, device=device).bfloat16() for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        synchronise(device)
+
+    product()
+    return 2 * n**3 / min(seconds(product) for _ in range(10))
+
+
+def flop_per_image(o: Any) -> float:
+    """FLOP of one image, forward and backward, counted."""
+    with FlopCounterMode(display=False) as counter:
+        UNET()(torch.rand(1, 3, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)).sum().backward()
+    return counter.get_total_flops()
+
+
+def whole_epoch(sides: list[Side], o: Any, pairs: list[Pair]) -> list[tuple[str, ...]]:
+    """Images a second of an epoch from files on disk; our cache is there from the warm-up on."""
+    with tempfile.TemporaryDirectory() as name:
+        few = []
+        for image, mask in pairs[: o.EPOCH_IMAGES or None]:
+            few.append((Path(name, "images", image.name), Path(name, "masks", mask.name)))
+            for source, target in zip((image, mask), few[-1], strict=True):
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
+        plain, ours = (
+            [len(few) / s for s in figures]
+            for figures in take_turns(
+                o.REPEATS,
+                *(
+                    lambda side=side, loader=loader: seconds(lambda: side.epoch(loader))
+                    for side, loader in zip(sides, loaders(Path(name), o, sides[0].device, few), strict=True)
+                ),
+            )
+        )
+    return [row(f"a whole epoch of {len(few)} photographs from disk: images/s", plain, ours)]
+
+
+def time_to_dice(o: Any, device: torch.device, pairs: list[Pair]) -> list[tuple[str, ...]]:
+    """Seconds of training, scoring left out, until the validation Dice is TARGET_DICE."""
+    size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
+    scored = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, make_transforms()[1], size=size)
+    val_loader = DataLoader(scored, o.BATCH_SIZE)
+    times = []
+    for plain in (True, False):
+        side, spent, dice = Side(plain, device), 0.0, 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            loader = loaders(Path(folder), o, device, pairs)[0 if plain else 1]
+            for _ in range(o.MAX_EPOCHS):
+                spent += seconds(lambda side=side, loader=loader: side.epoch(loader))
+                dice = check_accuracy(val_loader, side.model, device, precision=side.precision)["dice"]
+                if dice >= o.TARGET_DICE:
+                    break
+        times.append([spent if dice >= o.TARGET_DICE else float("inf")])
+    return [row(f"seconds of training to a Dice of {o.TARGET_DICE}", *times, higher_is_better=False)]
+
+
+def step_memory(plain: bool, o: Any) -> float:
+    """Peak memory of a training step in MB: of the GPU, or without one of this whole process."""
+    device = choose_device(o.DEVICE)
+    side = Side(plain, device)
+    side.epoch([synthetic_batch(o, device)] * 2)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def memory(o: Any) -> list[tuple[str, ...]]:
+    """Peak memory of a step, each side in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        plain, ours = (pool.apply(step_memory, (plain, o)) for plain in (True, False))
+    return [row(f"peak memory of a step with batch {o.BATCH_SIZE}: MB", [plain], [ours], higher_is_better=False)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, and write it where OUT says."""
+    o = ConstantParser(globals()).parse_args(argv)
+    device = choose_device(o.DEVICE)
+    o.IMG_DIR, o.MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR = sample_if_empty(
+        (o.IMG_DIR, o.MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR)
+    )
+    pairs = find_pairs(o.IMG_DIR, o.MASK_DIR)
+    rows = reading(pairs, o)
+    rows += memory(o)
+    sides = [Side(True, device), Side(False, device)]
+    rows += stepping(sides, o)
+    rows += whole_epoch(sides, o, pairs)
+    if o.TARGET_DICE:
+        rows += time_to_dice(o, device, pairs)
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    table = [
+        f"{device} ({name}), {count_cores()} cores, {str(sides[1].precision).removeprefix('torch.')}; "
+        f"Python {platform.python_version()}, torch {torch.__version__}, albumentations {A.__version__}; "
+        f"commit {commit or 'unknown'}; {len(pairs)} photographs, {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, "
+        f"batch {o.BATCH_SIZE}, medians of {o.REPEATS}",
+        "",
+        "| what | plain loop | this repository | times better |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(line) + " |" for line in rows),
+    ]
+    print("\n".join(table))
+    if o.OUT:
+        Path(o.OUT).write_text("\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,35 @@
+import benchmark
+
+
+def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
+    names = {"--TRAIN_IMG_DIR": "--IMG_DIR", "--TRAIN_MASK_DIR": "--MASK_DIR"}
+    dirs = [names.get(word, word) for word in folders[:8]]
+    small = {"IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "BATCH_SIZE": 2, "EPOCH_IMAGES": 4, "REPEATS": 1}
+    more = {"TARGET_DICE": 0.99, "MAX_EPOCHS": 1, "OUT": tmp_path / "table.md"}
+    benchmark.main(dirs + [word for name, value in (small | more).items() for word in (f"--{name}", str(value))])
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    what = [line[0].partition(":")[0].strip("| ") for line in lines]
+    assert what.pop(4).startswith("the same, % of the bfloat16 matrix product")
+    assert what == [
+        "reading, first epoch",
+        "reading, later epochs",
+        "peak memory of a step with batch 2",
+        "training step, synthetic batch",
+        "a whole epoch of 4 photographs from disk",
+        "seconds of training to a Dice of 0.99",
+    ]
+    for line in lines[:-1]:
+        plain, ours = (float(cell.split()[0]) for cell in line[1:3])
+        assert plain > 0 and ours > 0 and float(line[3].strip("| ")) > 0
+
+
+def test_the_row_says_how_many_times_ours_is_better():
+    assert benchmark.row("ms", [4.0, 2.0, 6.0], [2.0, 1.0, 3.0], higher_is_better=False) == (
+        "ms",
+        "4 (2 to 6)",
+        "2 (1 to 3)",
+        "2.00",
+    )
+    assert benchmark.row("images/s", [4.0], [6.0])[3] == "1.50"
