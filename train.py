@@ -95,9 +95,9 @@ def make_transforms() -> tuple[A.Compose, A.Compose]:
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     """AdamW, with ten times the learning rate for the last layer and for norms and biases.
 
-    Adam moves a weight by at most its learning rate in a step. In a run of a hundred steps these must go further than
-    that to give confident logits; the convolutions' weights, which the norms rescale anyway, need not. The second
-    moment looks back over some 100 steps for the same reason, not over 1,000.
+    Adam moves a weight by about its learning rate in a step. In a run of a hundred steps these have to go further
+    to give confident logits; the convolutions' weights, which the norms rescale anyway, do not. For such runs, too,
+    the second moment looks back over some 100 steps and not over 1,000.
     """
     last = set(model.final_conv.parameters())
     groups = [
