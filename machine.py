@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import os
+import platform
 import signal
 import tempfile
 from pathlib import Path
@@ -41,25 +42,30 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in. "auto" is float16 on CUDA and bfloat16 on a CPU that has it in hardware."""
+    """The type to compute in. "auto" is float16 on CUDA, and bfloat16 on a CPU that is faster with it."""
+    fits = {"float32": torch.float32, "auto": torch.float32}
     if device.type == "cuda":
-        fits = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-        best = torch.float16
-    elif device.type == "cpu" and _cpu_has_bfloat16():
-        fits = {"bfloat16": torch.bfloat16}
-        best = torch.bfloat16
-    else:
-        fits, best = {}, torch.float32
-    fits |= {"auto": best, "float32": torch.float32}
+        fits |= {"float16": torch.float16, "bfloat16": torch.bfloat16, "auto": torch.float16}
+    elif device.type == "cpu" and _cpu_can("avx512_bf16"):
+        fits["bfloat16"] = torch.bfloat16
+        # AMX multiplies bfloat16 many times faster than float32, and AMD's AVX512 twice as fast. Intel's AVX512
+        # without AMX has half the rate of float32: 175 against 310 GFLOP/s on two cores of an Emerald Rapids.
+        if _cpu_can("amx_tile") or not _cpu_is_intel():
+            fits["auto"] = torch.bfloat16
     if name not in fits:
-        print(f"PRECISION {name}: {device} does not have it in hardware, so this run uses {best}")
-    return fits.get(name, best)
+        print(f"PRECISION {name}: {device} does not have it in hardware, so this run uses {fits['auto']}")
+    return fits.get(name, fits["auto"])
 
 
-def _cpu_has_bfloat16() -> bool:
-    if hasattr(torch.cpu, "get_capabilities"):  # from torch 2.11 on
-        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.cpu._is_avx512_bf16_supported()
+def _cpu_can(capability: str) -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get(capability))
+    return getattr(torch.cpu, f"_is_{capability}_supported")()  # torch before 2.12 or so
+
+
+def _cpu_is_intel() -> bool:
+    info = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
 
 
 def make_deterministic() -> None:
@@ -75,9 +81,10 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 
 def choose_memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_format:
-    """Channels last, which mixed precision is faster with; float32 on a CPU can be half as fast with it."""
-    plain = device.type == "cpu" and precision == torch.float32
-    return torch.contiguous_format if plain else torch.channels_last
+    """Channels last, which mixed precision is faster with. So is float32 on an Intel CPU (15 % on the one above),
+    but on an AMD one it can take twice as long."""
+    slower = device.type == "cpu" and precision == torch.float32 and not _cpu_is_intel()
+    return torch.contiguous_format if slower else torch.channels_last
 
 
 def choose_num_workers(number: int | str, device: torch.device) -> int:

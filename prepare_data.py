@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     command = commands.add_parser("sample", help="render a sample set of cars")
     command.add_argument("--out", default=str(SAMPLE_DIR), help="a new folder (default: %(default)s)")
     command.add_argument(
-        "--train_cars", type=int, default=4, help="cars to train on, 16 views each (default: %(default)s)"
+        "--train_cars", type=int, default=6, help="cars to train on, 16 views each (default: %(default)s)"
     )
     command.add_argument("--val_cars", type=int, default=2, help="cars to score on (default: %(default)s)")
 

@@ -209,7 +209,7 @@ def _save(job: tuple[Path, str, int, int]) -> None:
     Image.fromarray(parts != BACKGROUND).save(folder / f"{split}_masks" / f"{name}_mask.gif")
 
 
-def make_sample(folder: str | Path, train_cars: int = 4, val_cars: int = 2, views: int = 16) -> None:
+def make_sample(folder: str | Path, train_cars: int = 6, val_cars: int = 2, views: int = 16) -> None:
     """Write train_images, train_masks, val_images and val_masks into a folder, which appears once complete."""
     folder = Path(folder)
     for option, cars in (("--train_cars", train_cars), ("--val_cars", val_cars)):

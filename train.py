@@ -65,7 +65,7 @@ CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and 
 NUM_WORKERS = "auto"  # processes that read photographs; 0 reads in the training process
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
-PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, bfloat16 on a CPU that has it
+PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, the faster one on a CPU
 DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
 SEED = 0  # of the first weights, the order of the photographs and their augmentation
 
