@@ -56,7 +56,7 @@ IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net; a quarter of each is a sixteenth of the work
 NUM_CLASSES = 1  # 1 tells foreground from background
 
-LEARNING_RATE = 1e-3  # the peak of a schedule that rises and falls once
+LEARNING_RATE = 5e-4  # the peak of a schedule that rises and falls once
 BATCH_SIZE = 16  # images per step, at most
 MIN_STEPS = 48  # steps per epoch, if batches of 2 suffice: a small set gets smaller batches, to learn enough
 NUM_EPOCHS = 3  # passes over the training photographs
@@ -93,19 +93,18 @@ def make_transforms() -> tuple[A.Compose, A.Compose]:
 
 
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW, with ten times the learning rate for the last layer and for norms and biases.
+    """AdamW, with ten times the learning rate for the last layer.
 
-    Adam moves a weight by about its learning rate in a step. In a run of a hundred steps these have to go further
-    to give confident logits; the convolutions' weights, which the norms rescale anyway, do not. For such runs, too,
-    the second moment looks back over some 100 steps and not over 1,000.
+    Adam moves a weight by about its learning rate in a step. In a run of a hundred steps the last layer's must go
+    further to give confident logits; all others are rescaled by the norms behind them.
     """
     last = set(model.final_conv.parameters())
     groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1 and p not in last]},
-        {"params": [p for p in model.parameters() if p.dim() == 1 or p in last], "lr": 10 * learning_rate},
+        {"params": [p for p in model.parameters() if p not in last]},
+        {"params": list(model.final_conv.parameters()), "lr": 10 * learning_rate},
     ]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one kernel for all weights
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), fused=fused)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
 
 
 def train_fn(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,26 +88,47 @@ def scores_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if "dice" in line or "mean training loss" in line]
 
 
-@pytest.mark.parametrize("precision, workers", [("float32", "0"), ("bfloat16", "2")])
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Callable[..., tuple[Path, list[str]]]:
+    """Runs the whole training once for each set of arguments: its folder, and the scores it printed."""
+    done: dict[tuple[str, ...], tuple[Path, list[str]]] = {}
+
+    def run(folders: list[str], capsys: pytest.CaptureFixture, *more: str) -> tuple[Path, list[str]]:
+        if more not in done:
+            out = tmp_path_factory.mktemp("whole")
+            capsys.readouterr()
+            train.main([*folders, *more, "--NUM_WORKERS", "0", "--OUT_DIR", str(out)])
+            done[more] = out, scores_of(capsys.readouterr().out)
+        return done[more]
+
+    return run
+
+
+STOPS = {
+    "first step": [(0, 1)],
+    "middle": [(0, 3)],
+    "epoch's last step": [(0, 6)],
+    "second epoch": [(1, 1)],
+    "very last step": [(1, 6)],
+    "four times": [(0, 2), (0, 4), (1, 1), (1, 5)],
+}
+
+
 @pytest.mark.parametrize(
-    "stops",
-    [[(0, 1)], [(0, 3)], [(0, 6)], [(1, 1)], [(1, 6)], [(0, 2), (0, 4), (1, 1), (1, 5)]],
-    ids=["first step", "middle", "epoch's last step", "second epoch", "very last step", "four times"],
+    "where, precision, workers",
+    [*((where, "float32", "0") for where in STOPS), ("middle", "bfloat16", "2"), ("four times", "bfloat16", "2")],
 )
 def test_an_interrupted_run_equals_one_that_was_not(
-    folders, tmp_path, monkeypatch, capsys, stops, precision, workers
+    folders, tmp_path, monkeypatch, capsys, uninterrupted, where, precision, workers
 ):
-    arguments = [*folders, "--PRECISION", precision, "--NUM_WORKERS", workers]
-    train.main([*arguments, "--OUT_DIR", str(tmp_path / "whole")])
-    whole = scores_of(capsys.readouterr().out)
-    interrupted(arguments, tmp_path / "parts", stops, monkeypatch)
-    assert differences(tmp_path / "whole", tmp_path / "parts") == []
-    parts = scores_of(capsys.readouterr().out)
-    assert parts == whole
+    whole, scores = uninterrupted(folders, capsys, "--PRECISION", precision)
+    interrupted([*folders, "--PRECISION", precision, "--NUM_WORKERS", workers], tmp_path, STOPS[where], monkeypatch)
+    assert differences(whole, tmp_path) == []
+    assert scores_of(capsys.readouterr().out) == scores
 
 
-def test_a_signal_between_epochs_and_during_validation(folders, tmp_path, monkeypatch):
-    train.main([*folders, "--OUT_DIR", str(tmp_path / "whole")])
+def test_a_signal_between_epochs_and_during_validation(folders, tmp_path, monkeypatch, capsys, uninterrupted):
+    whole, _ = uninterrupted(folders, capsys)
     for moment in ("check_accuracy", "save_predictions_as_imgs"):
         function = getattr(train, moment)
 
@@ -121,7 +143,7 @@ def test_a_signal_between_epochs_and_during_validation(folders, tmp_path, monkey
         assert stop.value.code == 128 + signal.SIGINT
         monkeypatch.setattr(train, moment, function)
         train.main([*folders, *out, "--LOAD_MODEL"])
-        assert differences(tmp_path / "whole", tmp_path / moment) == []
+        assert differences(whole, tmp_path / moment) == []
 
 
 class Dropping(UNET):
@@ -155,18 +177,17 @@ PIECES = {
 
 
 @pytest.mark.parametrize("piece", [None, *PIECES])
-def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, capsys, piece):
+def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, capsys, uninterrupted, piece):
     compose = A.Compose
     monkeypatch.setattr(train, "UNET", Dropping)
     monkeypatch.setattr(train.A, "Compose", lambda steps: compose([A.Lambda(image=noise), *steps]))
-    arguments = [*folders, "--NUM_WORKERS", "0"]
+    arguments = [*folders, "--NUM_WORKERS", "0", "--SAVE_MINUTES", "60"]
 
     def seed() -> None:
         random.seed(0), np.random.seed(0)
 
     seed()
-    train.main([*arguments, "--OUT_DIR", str(tmp_path / "whole")])
-    whole = scores_of(capsys.readouterr().out)
+    whole, scores = uninterrupted(arguments, capsys, "--SEED", "0")
     seed()
     after_step = Run.after_step
 
@@ -187,9 +208,9 @@ def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, ca
         save_checkpoint(state, checkpoint)
     seed()
     train.main([*arguments, *out, "--LOAD_MODEL"])
-    changed = differences(tmp_path / "whole", tmp_path / "parts")
+    changed = differences(whole, tmp_path / "parts")
     printed = scores_of(capsys.readouterr().out)
-    assert bool(changed or printed != whole) == bool(piece), changed[:5]
+    assert bool(changed or printed != scores) == bool(piece), changed[:5]
 
 
 def test_a_worse_epoch_never_replaces_the_best(folders, tmp_path):
@@ -269,7 +290,7 @@ def members(group: int) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
-@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, "2"), (signal.SIGINT, "2"), (signal.SIGTERM, "0")])
+@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, "2"), (signal.SIGINT, "0")])
 def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number, workers):
     process = start(folders, tmp_path, "--NUM_WORKERS", workers)
     if number == signal.SIGTERM:  # SIGUSR1 saves in between and lets it go on
