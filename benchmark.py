@@ -1,7 +1,7 @@
 """Measure this repository against the plain tutorial loop, in one run on this machine.
 
     python benchmark.py                                             # on the rendered sample set
-    python benchmark.py --IMG_DIR photos/ --MASK_DIR masks/         # on true files; some 10 minutes on two cores
+    python benchmark.py --IMG_DIR photos/ --MASK_DIR masks/         # on true files
     python benchmark.py --VAL_IMG_DIR v/ --VAL_MASK_DIR vm/ --TARGET_DICE 0.95    # and the time to a Dice
     python benchmark.py --OUT benchmarks/speed.md                   # also write the table into a file
 

@@ -3,7 +3,7 @@
     python tests/kill_run.py --kills 200          # POSIX only, since it forks
     python tests/kill_run.py --kills 200 --plain  # with a plain torch.save in place of ours: this must fail
 
-Half of the kills come while a checkpoint is being written. It prints the seed and what was going on at each kill.
+Three of four kills are aimed at a save. It prints the seed and what was going on at each kill.
 """
 
 import argparse
