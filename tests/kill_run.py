@@ -75,10 +75,10 @@ def in_child(arguments: list[str], phase: mmap.mmap, plain: bool) -> int:
                 checkpoint._write = write_plainly
             announce(phase)
             train.main(arguments)
-            phase[0] = PHASES.index("finished")
     except BadInput as error:
         print(error)
     finally:
+        phase[0] = PHASES.index("finished")
         os._exit(0)
 
 
@@ -120,15 +120,13 @@ def main() -> None:
     whole = end_of(root / "whole")
 
     kills: collections.Counter[str] = collections.Counter()
-    lost = different = 0
+    lost = different = early = 0
     out = root / "killed"
     while sum(kills.values()) < options.kills:
         shutil.rmtree(out, ignore_errors=True)
         run = [*arguments, "--OUT_DIR", str(out)]
         child = in_child(run, phase, options.plain)
-        if (
-            sum(kills.values()) % 2
-        ):  # in a save: wait for one of the run's 14, then a moment of its few milliseconds
+        if sum(kills.values()) % 4:  # in a save: wait for one of the run's 14, then a moment of it
             for _ in range(rng.randint(1, 12)):
                 wait_for(phase, child, lambda name: name in PHASES[2:])
                 wait_for(phase, child, lambda name: name not in PHASES[2:6])
@@ -140,6 +138,9 @@ def main() -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if name == "finished":
+            early += 1
+            if early > 10 * options.kills:
+                sys.exit("the run ends before it can be killed")
             continue
         kills[name] += 1
 
