@@ -52,6 +52,7 @@ VAL_IMG_DIR = "data/val_images/"  # photographs to score on, for the time to a D
 VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels
+FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net
 BATCH_SIZE = 4  # images per step; 64 and more suit a large GPU
 STEPS = 1  # steps per measurement on a synthetic batch; 50 and more suit a GPU
 EPOCH_IMAGES = 16  # photographs of the epoch from disk; 0 takes all, as suits a GPU
@@ -114,12 +115,12 @@ def plain_epoch(
 class Side:
     """A network with all that one side of the comparison trains it with."""
 
-    def __init__(self, plain: bool, device: torch.device) -> None:
+    def __init__(self, plain: bool, device: torch.device, o: Any) -> None:
         torch.manual_seed(0)
         self.plain, self.device = plain, device
         self.precision = choose_precision("auto", device)
         layout = torch.contiguous_format if plain else choose_memory_format(device, self.precision)
-        self.model = UNET().to(device, memory_format=layout)
+        self.model = UNET(features=o.FEATURES).to(device, memory_format=layout)
         self.optimizer = (
             torch.optim.Adam(self.model.parameters(), lr=1e-4) if plain else make_optimizer(self.model, 5e-4)
         )
@@ -257,7 +258,7 @@ def matrix_peak(device: torch.device) -> float:
 def flop_per_image(o: Any) -> float:
     """FLOP of one image, forward and backward, counted."""
     with FlopCounterMode(display=False) as counter:
-        UNET()(torch.rand(1, 3, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)).sum().backward()
+        UNET(features=o.FEATURES)(torch.rand(1, 3, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)).sum().backward()
     return counter.get_total_flops()
 
 
@@ -290,7 +291,7 @@ def time_to_dice(o: Any, device: torch.device, pairs: list[Pair]) -> list[tuple[
     val_loader = DataLoader(scored, o.BATCH_SIZE)
     times = []
     for plain in (True, False):
-        side, spent, dice = Side(plain, device), 0.0, 0.0
+        side, spent, dice = Side(plain, device, o), 0.0, 0.0
         with tempfile.TemporaryDirectory() as folder:
             loader = loaders(Path(folder), o, device, pairs)[0 if plain else 1]
             for _ in range(o.MAX_EPOCHS):
@@ -305,7 +306,7 @@ def time_to_dice(o: Any, device: torch.device, pairs: list[Pair]) -> list[tuple[
 def step_memory(plain: bool, o: Any) -> float:
     """Peak memory of a training step in MB: of the GPU, or without one of this whole process."""
     device = choose_device(o.DEVICE)
-    side = Side(plain, device)
+    side = Side(plain, device, o)
     side.epoch([synthetic_batch(o, device)] * 2)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
@@ -331,7 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = find_pairs(o.IMG_DIR, o.MASK_DIR)
     rows = reading(pairs, o)
     rows += memory(o)
-    sides = [Side(True, device), Side(False, device)]
+    sides = [Side(True, device, o), Side(False, device, o)]
     rows += stepping(sides, o)
     rows += whole_epoch(sides, o, pairs)
     if o.TARGET_DICE:

@@ -6,7 +6,10 @@ def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
     dirs = [names.get(word, word) for word in folders[:8]]
     small = {"IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "BATCH_SIZE": 2, "EPOCH_IMAGES": 4, "REPEATS": 1}
     more = {"TARGET_DICE": 0.99, "MAX_EPOCHS": 1, "OUT": tmp_path / "table.md"}
-    benchmark.main(dirs + [word for name, value in (small | more).items() for word in (f"--{name}", str(value))])
+    benchmark.main(
+        [*dirs, "--FEATURES", "4", "8"]
+        + [word for name, value in (small | more).items() for word in (f"--{name}", str(value))]
+    )
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
