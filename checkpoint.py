@@ -91,6 +91,7 @@ class CheckpointWriter:
             if not self.previous.exists():
                 raise
             state = read_checkpoint(self.previous)
+            _place_copy(self.previous, self.latest)  # else the next save would make the broken one the previous
             print(f"{error} Going on from {self.previous} instead.", file=sys.stderr)
             return state
 

@@ -136,6 +136,7 @@ def test_generations(tmp_path, capsys):
     assert epochs == [3, 2, 1]
     writer.latest.write_bytes(writer.latest.read_bytes()[:100])
     assert writer.read()["epoch"] == 2
+    assert [read_checkpoint(path)["epoch"] for path in (writer.latest, writer.previous)] == [2, 2]
     assert f"Going on from {writer.previous} instead." in capsys.readouterr().err
 
 
