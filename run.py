@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -132,8 +132,7 @@ class Run:
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         self.save(is_best)
         if self.signal is not None:
-            self.writer.wait()
-            raise SystemExit(128 + self.signal)
+            self.exit()
 
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint of where the run is, in the background."""
@@ -142,9 +141,13 @@ class Run:
         self.writer.save(self.state(), is_best)
         self.save_soon, self.last_save = False, time.monotonic()
 
-    def save_and_exit(self) -> None:
+    def save_and_exit(self) -> NoReturn:
         """Save, and end the process as its signal asked."""
         self.save()
+        self.exit()
+
+    def exit(self) -> NoReturn:
+        """End the process as its signal asked, when what was saved last is on the disk."""
         self.writer.wait()
         print(f"stopped in epoch {self.epoch + 1} after step {self.step}; LOAD_MODEL = True goes on from there")
         raise SystemExit(128 + self.signal)
