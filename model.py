@@ -1,7 +1,7 @@
 """The U-Net of Ronneberger, Fischer and Brox (2015), https://arxiv.org/abs/1505.04597.
 
 Departures from the paper: the convolutions are padded, so the logits have the image's size and the skips need no
-crop; each convolution is followed by BatchNorm; the learning of a border weight map is left out.
+crop; each convolution is followed by BatchNorm.
 """
 
 from collections.abc import Sequence

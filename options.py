@@ -20,6 +20,7 @@ RULES = {
     "LEARNING_RATE": (lambda v: 0 < v < math.inf, "a positive number"),
     "BATCH_SIZE": (lambda v: v >= 1, "1 or more"),
     "MIN_STEPS": (lambda v: v >= 1, "1 or more"),
+    "ACCUMULATE": (lambda v: v >= 1, "1 or more"),
     "NUM_EPOCHS": (lambda v: v >= 1, "1 or more"),
     "IMAGE_HEIGHT": (lambda v: v >= 1, "1 or more"),
     "IMAGE_WIDTH": (lambda v: v >= 1, "1 or more"),

@@ -60,12 +60,14 @@ LEARNING_RATE = 5e-4  # the peak of a schedule that rises and falls once
 BATCH_SIZE = 16  # images per step, at most
 MIN_STEPS = 48  # steps per epoch, if batches of 2 suffice: a small set gets smaller batches, to learn enough
 NUM_EPOCHS = 3  # passes over the training photographs
+ACCUMULATE = 1  # parts that a batch is computed in, one after the other: 4 takes about a quarter of the memory
 
 CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and runs; "" keeps none
 NUM_WORKERS = "auto"  # processes that read photographs; 0 reads in the training process
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, the faster one on a CPU
+COMPILE = False  # True has torch.compile make the network faster, which takes a minute: for long runs on CUDA
 DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
 SEED = 0  # of the first weights, the order of the photographs and their augmentation
 
@@ -116,12 +118,14 @@ def train_fn(
     *,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     precision: torch.dtype | None = None,
+    accumulate: int = 1,
     first_step: int = 0,
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> float:
     """Train for one epoch, or for what is left of it after `first_step`, and return the mean loss.
 
-    `after_step` is called with each step's loss, which is on the device.
+    Each batch is computed in `accumulate` parts, whose gradients add up to the whole's. `after_step` is called with
+    each step's loss, which is on the device.
     """
     device = next(model.parameters()).device
     precision = precision or choose_precision("auto", device)
@@ -131,19 +135,21 @@ def train_fn(
         images = images.to(device, non_blocking=True)
         targets = masks.to(device, non_blocking=True).unsqueeze(1)  # (N, H, W) to (N, 1, H, W)
 
-        with autocast(device, precision):
-            logits = model(images)
-        loss = loss_fn(logits.float(), targets)
-
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        loss = torch.zeros((), device=device)
+        for part, truth in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
+            with autocast(device, precision):
+                logits = model(part)
+            part_loss = loss_fn(logits.float(), truth) * (len(part) / len(images))
+            scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
         scaler.step(optimizer)
         scaler.update()
         if scheduler is not None:
             scheduler.step()
 
-        after_step(loss.detach())
-        total += loss.detach()
+        after_step(loss)
+        total += loss
         if step % 10 == 0 or step == 1:  # not each time: reading a number from a GPU makes it wait
             loop.set_postfix(loss=total.item() / step)
     return total.item() / max(1, len(loop) - first_step)
@@ -179,6 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.SEED)
     model_arguments = {"in_channels": 3, "out_channels": options.NUM_CLASSES, "features": options.FEATURES}
     model = UNET(**model_arguments).to(device, memory_format=choose_memory_format(device, precision))
+    if options.COMPILE:
+        model.compile()
     loss_fn = BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)
@@ -222,6 +230,7 @@ def main(argv: list[str] | None = None) -> None:
                 scaler,
                 scheduler=scheduler,
                 precision=precision,
+                accumulate=options.ACCUMULATE,
                 first_step=run.step,
                 after_step=run.after_step,
             )

@@ -11,6 +11,8 @@ from PIL import Image
 import train
 from checkpoint import read_checkpoint
 from errors import BadInput
+from losses import BCEDiceLoss
+from model import UNET
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL_SCRIPT = """
@@ -68,6 +70,22 @@ def test_it_learns(folders, tmp_path, capsys):
     train.main(folders + out(tmp_path, "--NUM_EPOCHS", "12", "--FEATURES", "8", "16", "--LEARNING_RATE", "1e-2"))
     last = [line for line in capsys.readouterr().out.splitlines() if "dice" in line][-1]
     assert float(last.partition("dice ")[2].partition(",")[0]) > 0.9
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole():
+    torch.manual_seed(0)
+    batch = torch.rand(5, 3, 16, 24), (torch.rand(5, 16, 24) > 0.5).float()
+    weights, losses = [], []
+    for accumulate in (1, 2, 5):
+        torch.manual_seed(1)
+        model = UNET(features=[4, 8]).eval()  # BatchNorm's batch statistics would be those of each part
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        losses.append(train.train_fn([batch], model, optimizer, BCEDiceLoss(), scaler, accumulate=accumulate))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights(folders, tmp_path):

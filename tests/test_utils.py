@@ -66,6 +66,16 @@ def test_loss_by_hand():
     assert BCEDiceLoss()(logits, targets).item() == pytest.approx(bce + 1 - dice)
 
 
+def test_pixels_near_an_outline_weigh_more():
+    logits = torch.tensor([[[[0.0, 0.0, -np.log(3.0), -np.log(3.0)]]]])  # probabilities 1/2, 1/2, 1/4, 1/4
+    targets = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
+    dice = (2 * 0.5 + 1) / (1.5 + 1 + 1)
+    near, far = -np.log(0.5), -np.log(0.75)
+    for border_weight, bce in ((5, (6 * 2 * near + 2 * far) / 14), (0, (2 * near + 2 * far) / 4)):
+        loss = BCEDiceLoss(border_weight, border=1)
+        assert loss(logits, targets).item() == pytest.approx(bce + 1 - dice)
+
+
 def test_loss_of_joined_batches_is_the_mean_of_theirs():
     torch.manual_seed(0)
     logits, targets = torch.randn(6, 1, 8, 8), (torch.rand(6, 1, 8, 8) > 0.8).float()
