@@ -180,7 +180,7 @@ def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module, optimizer: Opt
 
     Raises BadInput, with neither changed, where weights are not finite or anything doesn't fit.
     """
-    weights = {_plain(name): value for name, value in checkpoint["state_dict"].items()}
+    weights = plain_weights(checkpoint)
     expected = model.state_dict()
     differences = [f"{name} is missing" for name in expected if name not in weights]
     differences += [f"{name} is not expected" for name in weights if name not in expected]
@@ -200,6 +200,11 @@ def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module, optimizer: Opt
             raise BadInput("checkpoint", "made by another optimizer", "Use the one it was made with")
         optimizer.load_state_dict(checkpoint["optimizer"])
     model.load_state_dict(weights)
+
+
+def plain_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights by the names that the model itself gives them."""
+    return {_plain(name): value for name, value in checkpoint["state_dict"].items()}
 
 
 def _plain(name: str) -> str:

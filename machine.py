@@ -18,14 +18,14 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def writable_folder(folder: Path) -> Path:
+def writable_folder(folder: Path, option: str = "OUT_DIR") -> Path:
     """The folder, made where it is missing. Raises BadInput where it can't be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise BadInput(folder, f"can't be written to ({error.strerror})", "Give another --OUT_DIR") from error
+        raise BadInput(folder, f"can't be written to ({error.strerror})", f"Give another --{option}") from error
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -4,7 +4,8 @@ Departures from the paper: the convolutions are padded, so the logits have the i
 crop; each convolution is followed by BatchNorm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,3 +85,14 @@ class UNET(nn.Module):
             x = double_conv(torch.cat((skip, x), dim=1))  # (N, 2C, H, W) to (N, C, H, W)
 
         return self.final_conv(x)
+
+
+def unet_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of the UNET with weights of these shapes. Raises a KeyError for another network's."""
+    levels = sum(name.startswith("downs.") and name.endswith(".conv.0.weight") for name in weights)
+    firsts = [weights[f"downs.{level}.conv.0.weight"] for level in range(max(1, levels))]
+    return {
+        "in_channels": firsts[0].shape[1],
+        "out_channels": len(weights["final_conv.weight"]),
+        "features": [len(first) for first in firsts],
+    }

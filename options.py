@@ -9,6 +9,7 @@ import ast
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ RULES = {
     "EPOCH_IMAGES": (lambda v: v >= 0, "0 or more"),
     "TARGET_DICE": (lambda v: 0 <= v < 1, "0 or more, and less than 1"),
     "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
+    "THRESHOLD": (lambda v: 0 < v < 1, "a number between 0 and 1"),
     "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
     "PRECISION": (
         lambda v: v in ("auto", "float32", "float16", "bfloat16"),
@@ -39,6 +41,7 @@ RULES = {
     ),
     "SEED": (lambda v: 0 <= v < 2**63, "0 or more"),
 }
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -48,7 +51,8 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        options, unknown = self.parse_known_args(args, namespace)
+        parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
+        options, unknown = parse(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
             near = difflib.get_close_matches(name.upper(), names := self._names(), n=1, cutoff=0.5)
@@ -67,7 +71,8 @@ class ConstantParser(OptionParser):
     """An OptionParser that knows every constant of a script, given as the script's `globals()`.
 
     A constant is an upper-case name with a bool, int, float, str or list of these. `parse_args` returns a
-    Namespace that holds the values in force.
+    Namespace that holds the values in force. With `add_argument`, a script takes files too, before, between or
+    after its options.
     """
 
     def __init__(self, script: dict[str, Any]) -> None:
@@ -79,7 +84,13 @@ class ConstantParser(OptionParser):
             self.add_argument(f"--{name}", default=value, help=meaning, metavar="", **_conversion(value))
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        options = super().parse_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        if self._get_positional_actions():  # in `--OVERLAY photo.jpg` the photograph is not OVERLAY's value
+            for i, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+                is_flag = word.startswith("--") and isinstance(self.constants.get(word[2:]), bool)
+                if is_flag and following.lower() not in BOOLEANS:
+                    words[i] += "=True"
+        options = super().parse_args(words, namespace)
         for name in self.constants:
             if name in RULES and not _holds(RULES[name][0], value := getattr(options, name)):
                 raise BadInput(name, f"{value!r} can't be used", f"Give {RULES[name][1]}")
@@ -116,7 +127,6 @@ def _conversion(value: Any) -> dict[str, Any]:
 
 
 def _to_bool(text: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
+    if text.lower() not in BOOLEANS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return words[text.lower()]
+    return BOOLEANS[text.lower()]

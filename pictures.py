@@ -3,14 +3,20 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from files import whole_file
+from reading import Size
 
 # Okabe and Ito's palette, which colour-blind people can tell apart: https://jfly.uni-koeln.de/color/
 FALSE_POSITIVE = (230, 159, 0)
 FALSE_NEGATIVE = (86, 180, 233)
+OUTLINE = (213, 94, 0)
 INK, PAPER = (32, 32, 32), (255, 255, 255)
 GAP = 8  # pixels between panels
+STRIP_PIXELS = 2**20  # of a large mask that are made at a time
 SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
 
 
@@ -24,9 +30,37 @@ class Picture(NamedTuple):
     dice: float
 
 
+def scale_to_mask(logits: np.ndarray, size: Size, threshold: float) -> np.ndarray:
+    """Where logits, float32 (h, w), exceed `threshold` when they are scaled to (height, width): boolean.
+
+    Bilinear, with both centres in one place. It goes in strips, because the scaled logits of a large photograph
+    would take four times the memory of its mask.
+    """
+    height, width = size
+    rows = max(1, STRIP_PIXELS // width)
+    picture, mask = Image.fromarray(logits), np.empty(size, bool)
+    for top in range(0, height, rows):
+        strip = mask[top : top + rows]
+        edges = (top * picture.height / height, (top + len(strip)) * picture.height / height)
+        box = (0, edges[0], picture.width, edges[1])
+        strip[:] = np.asarray(picture.resize((width, len(strip)), Image.Resampling.BILINEAR, box)) > threshold
+    return mask
+
+
 def save_mask(mask: np.ndarray, path: Path) -> None:
     """Write a boolean (H, W) mask as a PNG in {0, 255}."""
-    Image.fromarray(_black_and_white(mask)).save(path)
+    with whole_file(path) as part:
+        Image.fromarray(_black_and_white(mask)).save(part, "PNG", compress_level=1)  # half the time of the default
+
+
+def draw_outline(photograph: np.ndarray, mask: np.ndarray, path: Path) -> None:
+    """Write a photograph, uint8 (H, W, 3), as a JPEG with the outline of its boolean (H, W) mask drawn in."""
+    width = 2 * max(1, min(mask.shape) // 400) + 1  # pixels, half of them on either side
+    square = np.ones((width, width), np.uint8)
+    outlined = photograph.copy()
+    outlined[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0] = OUTLINE
+    with whole_file(path) as part:
+        Image.fromarray(outlined).save(part, "JPEG", quality=90)
 
 
 def _black_and_white(mask: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,15 +19,28 @@ Pair = tuple[Path, Path]  # a photograph and its mask
 
 
 def find_pairs(image_dir: str | Path, mask_dir: str | Path) -> list[Pair]:
-    """Every photograph of a folder with its mask, sorted by name.
+    """Every photograph of a folder with its mask, sorted by name. Raises BadInput as the two functions below do."""
+    return with_masks(find_photographs(image_dir), mask_dir)
 
-    The mask of `NAME.jpg` is `NAME_mask.gif`, `NAME_mask.png`, `NAME.png` or `NAME.gif`. Hidden files and
-    files without a picture's ending are skipped. Raises BadInput for a missing or empty folder and for a
-    photograph with no mask or with two.
+
+def find_photographs(folder: str | Path) -> list[Path]:
+    """The photographs of a folder, sorted by name.
+
+    Hidden files and files without a picture's ending are skipped. Raises BadInput for a missing folder and for one
+    without photographs.
     """
-    images = [file for file in _files(image_dir) if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in _files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise BadInput(image_dir, "no photographs here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
+        raise BadInput(folder, "no photographs here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
+    return images
+
+
+def with_masks(images: Iterable[Path], mask_dir: str | Path) -> list[Pair]:
+    """Each photograph with its mask.
+
+    The mask of `NAME.jpg` is `NAME_mask.gif`, `NAME_mask.png`, `NAME.png` or `NAME.gif`. Raises BadInput for a
+    missing folder and for a photograph with no mask or with two.
+    """
     masks: dict[str, list[Path]] = {}
     for file in _files(mask_dir):
         masks.setdefault(_same(file.name), []).append(file)
@@ -63,16 +76,24 @@ def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
     With `size`, it is scaled to (height, width) by averaging over areas. A JPEG is then decoded at the
     smallest DCT scale that still covers `size`, which is several times faster than in full.
     """
+    return read_with_size(path, size)[0]
+
+
+def read_with_size(path: str | Path, size: Size | None = None) -> tuple[np.ndarray, Size]:
+    """What `read_image` gives, and the (height, width) that the upright photograph has before it is scaled."""
     with _opened(path) as picture:
+        own, drafted = picture.size, None
         if size is not None:
-            sideways = picture.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-            picture.draft(None, size if sideways else size[::-1])
+            sideways = picture.getexif().get(0x0112, 1) in range(5, 9)  # these orientations swap the sides
+            own = own[::-1] if sideways else own
+            drafted = picture.draft(None, size if sideways else size[::-1])
         picture = ImageOps.exif_transpose(picture)
+        own = own if drafted else picture.size  # only a JPEG is drafted; a TIFF turns itself
         if picture.mode.startswith("I;16"):
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # convert() would saturate
         elif picture.mode in ("I", "F"):
             raise BadInput(path, f"pixels of type {picture.mode}, whose range is unknown", "Save it with 8 bits")
-        return np.array(_scaled(picture.convert("RGB"), size))
+        return np.array(_scaled(picture.convert("RGB"), size)), own[::-1]
 
 
 def read_mask(path: str | Path, size: Size | None = None) -> np.ndarray:

@@ -94,6 +94,19 @@ def iou_scores(counts: Tensor) -> Tensor:
     return torch.where(union > 0, both / union.clamp(min=1), 1.0)
 
 
+def overall_scores(counts: Tensor) -> dict[str, float]:
+    """Scores of all rows of `count_overlap`: `dice` and `iou`, means over images (Kaggle's metric is this dice);
+    `pixel_dice`, `pixel_iou` and `accuracy`, over all pixels of all images together."""
+    both, predicted, true, pixels = total = counts.sum(0, keepdim=True).T
+    return {
+        "dice": dice_scores(counts).mean().item(),
+        "iou": iou_scores(counts).mean().item(),
+        "pixel_dice": dice_scores(total.T).item(),
+        "pixel_iou": iou_scores(total.T).item(),
+        "accuracy": ((pixels - predicted - true + 2 * both) / pixels).item(),
+    }
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards the model is as it was."""
@@ -114,8 +127,7 @@ def check_accuracy(
 ) -> dict[str, float]:
     """Score the model on every image of `loader`, at the size it loads them, with a threshold of 0.5.
 
-    Prints one line and returns `dice` and `iou` (means over images; Kaggle's metric is this dice), `pixel_dice`,
-    `pixel_iou` and `accuracy` (over all pixels of all images together), and `loss` where `loss_fn` is given.
+    Prints one line and returns the `overall_scores`, and `loss` where `loss_fn` is given.
     """
     device = torch.device(device)
     counts, losses = [], []
@@ -128,14 +140,7 @@ def check_accuracy(
             if loss_fn is not None:
                 losses.append(loss_fn(logits.float(), targets) * len(images))
     counts = torch.cat(counts)
-    both, predicted, true, pixels = total = counts.sum(0, keepdim=True).T
-    scores = {
-        "dice": dice_scores(counts).mean().item(),
-        "iou": iou_scores(counts).mean().item(),
-        "pixel_dice": dice_scores(total.T).item(),
-        "pixel_iou": iou_scores(total.T).item(),
-        "accuracy": ((pixels - predicted - true + 2 * both) / pixels).item(),
-    }
+    scores = overall_scores(counts)
     if losses:
         scores["loss"] = (torch.stack(losses).sum() / len(counts)).item()
     height, width = masks.shape[1:]

@@ -1,0 +1,265 @@
+"""Predict masks of photographs, at the photographs' own sizes.
+
+python predict.py photo.jpg more_photos/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
+python predict.py photos/ --OVERLAY                             # also the photographs with the masks' outlines
+python predict.py photos/ --MASK_DIR masks/                     # also scores against true masks, at full size
+python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
+"""
+
+import math
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import train
+from checkpoint import load_checkpoint, plain_weights, read_checkpoint
+from errors import BadInput, run_script
+from machine import (
+    autocast,
+    choose_device,
+    choose_memory_format,
+    choose_precision,
+    count_cores,
+    writable_folder,
+)
+from model import UNET, unet_arguments
+from options import ConstantParser
+from pictures import draw_outline, save_mask, scale_to_mask
+from reading import Pair, Size, find_photographs, read_image, read_mask, read_with_size, with_masks
+from rle import CARVANA_SIZE, encode, submission_rows
+from utils import count_overlap, dice_scores, overall_scores
+
+CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size and its precision
+OUT = "predictions/"  # gets NAME.png, a mask in 0 and 255, for each photograph; "" writes none
+OVERLAY = False  # True also writes NAME_overlay.jpg, the photograph with the mask's outline
+MASK_DIR = ""  # true masks to score against; "" doesn't score
+SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
+
+THRESHOLD = 0.5  # of the probability: a pixel above it is foreground
+FLIP = False  # True averages with the mirrored photograph's logits: twice the time for slightly better masks
+
+BATCH_SIZE = 8  # photographs that the network sees at once
+NUM_WORKERS = "auto"  # threads that read photographs and write masks; auto is one for each core
+DEVICE = "auto"  # cuda, cuda:1, mps or cpu
+
+
+class Item(NamedTuple):
+    """A photograph on its way: with its mask's file, its own size, and its image or its logits."""
+
+    path: Path
+    truth: Path | None
+    size: Size
+    values: Any
+
+
+class Result(NamedTuple):
+    """What came of a photograph: its row of `count_overlap`, and its mask for Kaggle, where asked for."""
+
+    path: Path
+    counts: Tensor | None
+    runs: str
+
+
+def load_network(path: str | Path, device: torch.device) -> tuple[nn.Module, Size, torch.dtype]:
+    """The network in a checkpoint, ready to predict; the size of image that it was trained at; its precision.
+
+    Where the checkpoint doesn't tell, as weights alone don't, the weights' shapes say what network it is, and
+    train.py's constants the rest. Raises BadInput for a checkpoint that can't be used.
+    """
+    checkpoint = read_checkpoint(path)
+    constants = {name: getattr(train, name) for name in ("IMAGE_HEIGHT", "IMAGE_WIDTH", "PRECISION")}
+    constants |= checkpoint.get("constants", {})
+    size = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
+    if "constants" not in checkpoint:
+        print(f"{path}: doesn't say at what size it was trained; taken is train.py's, {size[0]}x{size[1]}")
+    try:
+        arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
+    except KeyError as error:
+        raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
+    if (channels := (arguments["in_channels"], arguments["out_channels"])) != (3, 1):
+        raise BadInput(path, "{} channels in, {} out".format(*channels), "Use one with 3 in and 1 out")
+    precision = choose_precision(constants["PRECISION"], device)
+    model = UNET(**arguments)
+    load_checkpoint(checkpoint, model)
+    model.to(device, memory_format=choose_memory_format(device, precision)).eval()
+    return model, size, precision
+
+
+def predict_logits(model: nn.Module, images: Tensor, *, flip: bool, precision: torch.dtype) -> np.ndarray:
+    """Logits, float32 (N, H, W), of images, float32 (N, 3, H, W); with `flip`, the mean over both hands of them."""
+    device = next(model.parameters()).device
+    images = images.to(device)
+    with torch.inference_mode(), autocast(device, precision):
+        logits = model(images).float()
+        if flip:
+            logits = (logits + model(images.flip(3)).flip(3)) / 2
+    return logits[:, 0].cpu().numpy()
+
+
+def read_item(pair: Pair, size: Size, transform: Callable[..., dict[str, Any]]) -> Item:
+    """A photograph as the network sees it."""
+    image, own_size = read_with_size(pair[0], size)
+    return Item(*pair, own_size, transform(image=image)["image"])
+
+
+def predict_items(
+    items: Iterable[Item | BadInput], batch_size: int, network: Callable[[Tensor], np.ndarray]
+) -> Iterator[Item | BadInput]:
+    """The items with logits in the place of images."""
+    items = iter(items)
+    while batch := list(islice(items, batch_size)):
+        images = [item.values for item in batch if isinstance(item, Item)]
+        logits = iter(network(torch.stack(images)) if images else ())
+        yield from (item._replace(values=next(logits)) if isinstance(item, Item) else item for item in batch)
+
+
+def finish_item(item: Item, *, out: Path | None, overlay: bool, threshold: float, submission: bool) -> Result:
+    """Write a photograph's mask, score it and encode it, as far as asked for."""
+    mask, counts, runs = scale_to_mask(item.values, item.size, threshold), None, ""
+    if out is not None:
+        save_mask(mask, out / f"{item.path.stem}.png")
+        if overlay:
+            draw_outline(read_image(item.path), mask, out / f"{item.path.stem}_overlay.jpg")
+    if submission:
+        fits = item.size == CARVANA_SIZE
+        runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
+    if item.truth is not None:
+        truth = read_mask(item.truth)
+        if truth.shape != mask.shape:
+            sizes = f"{truth.shape[1]}x{truth.shape[0]}, its photograph {mask.shape[1]}x{mask.shape[0]}"
+            raise BadInput(item.truth, f"the mask is {sizes}", "Give both the same size")
+        counts = count_overlap(torch.from_numpy(mask)[None], torch.from_numpy(truth)[None] > 0)[0]
+    return Result(item.path, counts, runs)
+
+
+def in_order(
+    pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], most: int
+) -> Iterator[Any | BadInput]:
+    """What `function` makes of each item in the pool's threads, in the items' order; a BadInput stands for itself.
+
+    At most `most` are at work or waiting to be taken, so that memory doesn't grow with the number of items.
+    """
+
+    def attempt(item: Any) -> Any | BadInput:
+        try:
+            return item if isinstance(item, BadInput) else function(item)
+        except BadInput as error:  # one bad file stops no other
+            return error
+
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(attempt, item))
+        if len(waiting) == most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def find_inputs(words: Iterable[str], out: str, mask_dir: str) -> list[Path]:
+    """The photographs that `words` name, each once: files, and folders of them.
+
+    Raises BadInput for a folder without any, for two whose masks would have one name, and where `out` holds the
+    photographs or the true masks.
+    """
+    found = [file for word in words for file in (find_photographs(word) if os.path.isdir(word) else [Path(word)])]
+    photographs = list({os.path.abspath(file): file for file in found}.values())
+    names: dict[str, Path] = {}
+    for file in photographs:
+        if (other := names.setdefault(os.path.normcase(file.stem), file)) is not file:
+            raise BadInput(file, f"its mask would have the name of that of {other}", "Rename one of the two")
+    if out:
+        for folder in {file.parent for file in photographs} | ({Path(mask_dir)} if mask_dir else set()):
+            if os.path.realpath(out) == os.path.realpath(folder):
+                raise BadInput(out, "holds the photographs or true masks, which must stay", "Give another --OUT")
+    return photographs
+
+
+def report(results: list[Result]) -> None:
+    """Print how the masks compare with the true ones, and the worst of them."""
+    counts = torch.stack([result.counts for result in results])
+    scores = overall_scores(counts)
+    print(f"{len(counts)} images at full size: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+    ranking = sorted(zip(dice_scores(counts).tolist(), (str(result.path) for result in results), strict=True))
+    print("the lowest dice:")
+    for dice, path in ranking[:10]:
+        print(f"{dice:.4f} {path}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Predict as the constants above and `argv` say. Exits with 1 where some photographs couldn't be used."""
+    parser = ConstantParser(globals())
+    parser.add_argument("photographs", nargs="+", help="files, and folders of them")
+    options = parser.parse_args(argv)
+    if not (options.OUT or options.SUBMISSION or options.MASK_DIR) or (options.OVERLAY and not options.OUT):
+        raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
+    photographs = find_inputs(options.photographs, options.OUT, options.MASK_DIR)
+    pairs = [(file, None) for file in photographs]
+    if options.MASK_DIR:
+        pairs = with_masks(photographs, options.MASK_DIR)
+    device = choose_device(options.DEVICE)
+    model, size, precision = load_network(options.CHECKPOINT, device)
+    out = writable_folder(Path(options.OUT), "OUT") if options.OUT else None
+    submission = Path(options.SUBMISSION) if options.SUBMISSION else None
+    if submission is not None:
+        writable_folder(submission.parent, "SUBMISSION")
+
+    workers = count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS)
+    most = options.BATCH_SIZE + workers  # at each stage: the next batch is read while the network sees one
+    finish = partial(
+        finish_item,
+        out=out,
+        overlay=options.OVERLAY,
+        threshold=math.log(options.THRESHOLD / (1 - options.THRESHOLD)),  # of the logit
+        submission=submission is not None,
+    )
+    scored, failures = [], []
+    try:
+        with ExitStack() as stack:
+            rows = stack.enter_context(submission_rows(submission)) if submission is not None else None
+            pool = stack.enter_context(ThreadPoolExecutor(workers))
+            _, transform = train.make_transforms()
+            items = in_order(pool, partial(read_item, size=size, transform=transform), pairs, most)
+            network = partial(predict_logits, model, flip=options.FLIP, precision=precision)
+            items = predict_items(items, options.BATCH_SIZE, network)
+            for result in tqdm(in_order(pool, finish, items, most), total=len(pairs), unit=" photographs"):
+                if isinstance(result, BadInput):
+                    failures.append(result)
+                    continue
+                if rows is not None:
+                    rows.writerow((result.path.name, result.runs))
+                if result.counts is not None:
+                    scored.append(result)
+    except OSError as error:  # files that can't be read are a BadInput: this is the disk that is written to
+        finding = f"can't be written ({error.strerror or error})"
+        raise BadInput(error.filename or "results", finding, "Make room or give another place") from error
+
+    written = " and ".join(filter(None, (options.OUT, options.SUBMISSION))) or "nothing written"
+    print(f"{len(pairs) - len(failures)} of {len(pairs)} photographs predicted: {written}")
+    if scored:
+        report(scored)
+    if failures:
+        for failure in failures[:20]:
+            print(failure, file=sys.stderr)
+        lack = f"; {options.SUBMISSION} lacks them" if options.SUBMISSION else ""
+        print(f"{len(failures)} of {len(pairs)} photographs could not be used{lack}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that it tidies up, as on Ctrl-C
+    run_script(main)

@@ -1,0 +1,410 @@
+import contextlib
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import write_pairs
+from PIL import Image
+
+import predict
+import train
+from errors import run_script
+from pictures import draw_outline, scale_to_mask
+from reading import read_image
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a real run's checkpoints, its photographs in val_images/ and their masks in val_masks/."""
+    folder = tmp_path_factory.mktemp("trained")
+    names = [f"{car:012x}_{view:02d}" for car in (1, 2) for view in range(1, 7)]
+    write_pairs(folder / "train_images", folder / "train_masks", names)
+    write_pairs(folder / "val_images", folder / "val_masks", [f"{3:012x}_{view:02d}" for view in range(1, 6)])
+    dirs = ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR")
+    paths = (folder / name for name in ("train_images", "train_masks", "val_images", "val_masks"))
+    words = [word for name, path in zip(dirs, paths, strict=True) for word in (f"--{name}", str(path))]
+    small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 8 16 --NUM_EPOCHS 6 --LEARNING_RATE 1e-2 --CACHE_DIR="
+    train.main([*words, *small.split(), "--OUT_DIR", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """Runs predict.py's main with the trained network, and returns the folder that it writes to."""
+
+    def call(*words: str | Path) -> Path:
+        checkpoint = trained / "best_checkpoint.pth.tar"
+        # The test's own words come last and so win.
+        predict.main(["--CHECKPOINT", str(checkpoint), "--OUT", str(tmp_path / "out"), *map(str, words)])
+        return tmp_path / "out"
+
+    return call
+
+
+def refused(call, capsys) -> str:
+    """The one line on standard error with which `call` ends with status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_script(call)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    return error
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """A smooth coloured picture of (width, height)."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def mask_of(path: Path) -> np.ndarray:
+    with Image.open(path) as mask:
+        assert mask.mode == "L"
+        values = np.asarray(mask)
+    assert set(np.unique(values)) <= {0, 255}
+    return values > 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_masks_have_the_photographs_own_sizes_and_a_second_run_gives_the_same_bytes(run, tmp_path):  # case 94
+    photographs = tmp_path / "in"
+    photographs.mkdir()
+    sizes = {"large.jpg": (1918, 1280), "odd.png": (481, 321), "tall.jpg": (33, 2000), "tiny.bmp": (2, 3)}
+    for name, size in sizes.items():
+        picture(size).save(photographs / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((96, 64)).save(photographs / "turned.jpg", exif=exif)
+    picture((700, 500)).save(photographs / "turned_large.jpg", exif=exif)
+    first = contents(run(photographs))
+    expected = {Path(name).stem: size for name, size in sizes.items()} | {"turned": (64, 96)}
+    expected |= {"turned_large": (500, 700)}
+    assert first.keys() == {f"{stem}.png" for stem in expected}
+    for stem, (width, height) in expected.items():
+        assert mask_of(tmp_path / f"out/{stem}.png").shape == (height, width)
+    assert contents(run(photographs)) == first
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_turned_photograph_has_the_mask_of_the_upright_one(run, tmp_path, suffix):
+    upright = picture((200, 120))
+    upright.save(tmp_path / "upright.png")
+    for orientation, turn in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        upright.transpose(turn).save(tmp_path / f"turned_{orientation}{suffix}", exif=exif)
+    out = run(tmp_path / "upright.png", tmp_path / f"turned_3{suffix}", tmp_path / f"turned_6{suffix}")
+    mask = mask_of(out / "upright.png")
+    assert 0 < mask.mean() < 1 and mask.shape == (120, 200)
+    assert (mask_of(out / "turned_3.png") == mask).all() and (mask_of(out / "turned_6.png") == mask).all()
+
+
+@pytest.mark.parametrize("size", [(481, 321), (1918, 1280)])
+def test_a_mask_is_where_the_scaled_logits_are_positive(run, trained, tmp_path, size):
+    picture(size).save(tmp_path / "photo.png")
+    mask = mask_of(run(tmp_path / "photo.png") / "photo.png")
+    model, network_size, _ = predict.load_network(trained / "best_checkpoint.pth.tar", torch.device("cpu"))
+    image = read_image(tmp_path / "photo.png", network_size)
+    assert image.shape == (32, 48, 3)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    full = F.interpolate(logits, size=size[::-1], mode="bilinear", align_corners=False)[0, 0].numpy()
+    sure = abs(full) > 1e-3
+    assert sure.mean() > 0.99 and (mask == (full > 0))[sure].all()
+    assert 0 < mask.mean() < 1
+
+
+def test_a_large_mask_takes_no_float_for_each_pixel(tmp_path):  # case 90
+    resource = pytest.importorskip("resource")
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux's account of memory")
+    script = """
+import resource
+import numpy as np
+from pictures import scale_to_mask
+logits = np.linspace(-1, 1, 160 * 240, dtype=np.float32).reshape(160, 240)
+scale_to_mask(logits, (64, 64), 0.0)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = used + 6000 * 9000 * 2  # half of what float32 takes; the mask itself takes a quarter
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+mask = scale_to_mask(logits, (6000, 9000), 0.0)
+print(mask.shape, mask[:2900].any(), mask[3100:].all())
+"""
+    assert resource.RLIMIT_AS is not None
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "(6000, 9000) False True\n", done.stderr
+
+
+def test_strips_leave_no_seam():
+    logits = np.random.default_rng(0).normal(size=(7, 11)).astype(np.float32)
+    for size in ((2000, 1500), (1999, 777), (3, 5), (7, 11), (7, 3000)):
+        whole = np.asarray(Image.fromarray(logits).resize(size[::-1], Image.Resampling.BILINEAR))
+        sure = abs(whole - 0.3) > 1e-5
+        assert (scale_to_mask(logits, size, 0.3) == (whole > 0.3))[sure].all()
+
+
+def test_flip_predicts_both_hands_alike(run, tmp_path):
+    photograph = picture((96, 64))
+    photograph.save(tmp_path / "left.png")
+    photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "right.png")
+    out = run(tmp_path / "left.png", tmp_path / "right.png")
+    assert (mask_of(out / "left.png") != mask_of(out / "right.png")[:, ::-1]).mean() > 0.001
+    out = run(tmp_path / "left.png", tmp_path / "right.png", "--FLIP")
+    assert (mask_of(out / "left.png") != mask_of(out / "right.png")[:, ::-1]).mean() < 0.001
+
+
+def test_a_higher_threshold_predicts_less(run, trained):
+    masks = []
+    for threshold in ("0.05", "0.5", "0.95"):
+        out = run(trained / "val_images", "--THRESHOLD", threshold)
+        masks.append(np.stack([mask_of(path) for path in sorted(out.iterdir())]))
+    low, middle, high = masks
+    assert (low >= middle).all() and (middle >= high).all() and low.sum() > middle.sum() > high.sum() > 0
+
+
+def test_an_outline_is_drawn_along_the_mask(run, trained, tmp_path):
+    out = run("--OVERLAY", trained / "val_images")
+    assert sorted(path.suffix for path in out.iterdir()) == [".jpg"] * 5 + [".png"] * 5
+    with Image.open(out / f"{3:012x}_01_overlay.jpg") as overlay:
+        assert overlay.size == (96, 64)
+
+    mask = np.zeros((200, 300), bool)
+    mask[50:150, 100:200] = True
+    draw_outline(np.full((200, 300, 3), 128, np.uint8), mask, tmp_path / "drawn.jpg")
+    drawn = np.asarray(Image.open(tmp_path / "drawn.jpg")).astype(int)
+    colourful = np.ptp(drawn, axis=2) > 60
+    assert colourful[48:52, 110:190].any(axis=0).all() and colourful[60:140, 98:102].any(axis=1).all()
+    assert not colourful[:40].any() and not colourful[62:138, 112:188].any()
+
+
+def test_scores_are_those_of_the_written_masks(run, trained, capsys):
+    capsys.readouterr()
+    out = run(trained / "val_images", "--MASK_DIR", trained / "val_masks")
+    printed = capsys.readouterr().out
+    dice, iou, overlap, area = {}, [], 0, 0
+    for path in sorted(out.iterdir()):
+        predicted = mask_of(path)
+        truth = np.asarray(Image.open(trained / "val_masks" / f"{path.stem}_mask.gif").convert("L")) > 0
+        both, sizes = (predicted & truth).sum(), predicted.sum() + truth.sum()
+        dice[path.stem] = 2 * both / sizes
+        iou.append(both / (sizes - both))
+        overlap, area = overlap + both, area + sizes
+    mean = np.mean(list(dice.values()))
+    assert mean > 0.8
+    assert f"5 images at full size: dice {mean:.4f}, iou {np.mean(iou):.4f}, " in printed
+    assert f"pixel_dice {2 * overlap / area:.4f}, pixel_iou {overlap / (area - overlap):.4f}" in printed
+    worst = sorted((score, stem) for stem, score in dice.items())
+    named = re.findall(r"^(\d\.\d{4}) .*/(\w+)\.jpg$", printed, re.MULTILINE)
+    assert named == [(f"{score:.4f}", stem) for score, stem in worst]
+
+
+def test_only_the_ten_worst_are_named(run, trained, capsys):
+    run(trained / "train_images", "--MASK_DIR", trained / "train_masks", "--OUT", "")
+    printed = capsys.readouterr().out
+    assert "12 of 12 photographs predicted: nothing written\n12 images" in printed
+    assert len(re.findall(r"^\d\.\d{4} ", printed, re.MULTILINE)) == 10
+
+
+def test_a_submission_decodes_to_the_masks(run, trained, tmp_path):
+    from rle import CARVANA_SIZE, decode
+
+    photographs = tmp_path / "in"
+    photographs.mkdir()
+    picture((1918, 1280), seed=1).save(photographs / "b.jpg")
+    picture((1918, 1280), seed=2).save(photographs / "a, b.jpg")
+    picture((240, 160), seed=1).save(photographs / "small.png")
+    out = run(photographs, "--SUBMISSION", tmp_path / "new/submission.csv")
+    with open(tmp_path / "new/submission.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == ["img", "a, b.jpg", "b.jpg", "small.png"] and rows[0][1] == "rle_mask"
+    for name, runs in rows[1:3]:
+        mask = mask_of(out / f"{Path(name).stem}.png")
+        assert (decode(runs, CARVANA_SIZE) == mask).all() and 0 < mask.mean() < 1
+    # A photograph of another size gets a mask of the competition's size, too: it shows the same in fewer pixels.
+    small = mask_of(out / "small.png")
+    scaled = np.asarray(Image.fromarray(small).convert("L").resize((1918, 1280)))
+    assert ((decode(rows[3][1], CARVANA_SIZE) != (scaled > 127)).mean()) < 0.01
+
+    alone = run(photographs, "--OUT", "", "--SUBMISSION", tmp_path / "alone.csv")
+    assert (tmp_path / "alone.csv").read_bytes() == (tmp_path / "new/submission.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.csv", "in", "new", alone.name]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_tutorials_own_checkpoint_and_weights_alone(trained, tmp_path, capsys, prefix):
+    state = torch.load(trained / "best_checkpoint.pth.tar")
+    weights = {prefix + name: value for name, value in state["state_dict"].items()}
+    torch.save({"state_dict": weights, "optimizer": state["optimizer"]}, tmp_path / "tutorial.pth.tar")
+    torch.save(weights, tmp_path / "weights.pth")
+    photograph = trained / f"val_images/{3:012x}_01.jpg"
+    for name in ("tutorial.pth.tar", "weights.pth"):
+        predict.main([str(photograph), "--CHECKPOINT", str(tmp_path / name), "--OUT", str(tmp_path / name[:3])])
+        assert f"{name}: doesn't say at what size it was trained; taken is train.py's, 160x240" in (
+            capsys.readouterr().out
+        )
+    (first,), (second,) = contents(tmp_path / "tut").values(), contents(tmp_path / "wei").values()
+    assert first == second and mask_of(tmp_path / f"tut/{3:012x}_01.png").shape == (64, 96)
+
+
+def test_a_checkpoint_that_is_of_no_use(run, trained, tmp_path, capsys):
+    photograph = trained / f"val_images/{3:012x}_01.jpg"
+    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    error = refused(lambda: run(photograph, "--CHECKPOINT", tmp_path / "other.pth"), capsys)
+    assert "other.pth: not a U-Net of model.py: no weight 'downs.0.conv.0.weight'." in error
+    torch.save(predict.UNET(3, 4, [4, 8]).state_dict(), tmp_path / "four.pth")
+    error = refused(lambda: run(photograph, "--CHECKPOINT", tmp_path / "four.pth"), capsys)
+    assert "four.pth: 3 channels in, 4 out." in error
+    error = refused(lambda: run(photograph, "--CHECKPOINT", trained / "bset_checkpoint.pth.tar"), capsys)
+    assert "no such checkpoint" in error and "best_checkpoint.pth.tar" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_good_and_bad_photographs_mixed(run, trained, tmp_path, capsys):  # case 87
+    photographs = tmp_path / "in"
+    shutil.copytree(trained / "val_images", photographs)
+    for number in range(21):
+        (photographs / f"broken_{number:02d}.jpg").write_bytes(b"")
+    half = (photographs / f"{3:012x}_01.jpg").read_bytes()
+    (photographs / "half.jpg").write_bytes(half[: len(half) // 2])
+    before = contents(photographs)
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: run(photographs, tmp_path / "missing.jpg", "--SUBMISSION", tmp_path / "submission.csv"))
+    output = capsys.readouterr()
+    assert stop.value.code == 1 and "5 of 28 photographs predicted" in output.out
+    named = [line for line in output.err.splitlines() if "can't be read as a picture" in line]
+    assert [Path(line.partition(": ")[0]).name for line in named] == [f"broken_{i:02d}.jpg" for i in range(20)]
+    last = output.err.splitlines()[-1]
+    assert last == f"23 of 28 photographs could not be used; {tmp_path}/submission.csv lacks them"
+    assert contents(tmp_path / "out").keys() == {f"{3:012x}_{view:02d}.png" for view in range(1, 6)}
+    assert len((tmp_path / "submission.csv").read_text().splitlines()) == 6
+    assert contents(photographs) == before
+
+
+def test_a_true_mask_of_another_size_is_a_failure(run, trained, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    shutil.copytree(trained / "val_masks", masks)
+    bad = masks / f"{3:012x}_02_mask.gif"
+    Image.new("L", (50, 40), 255).save(bad)
+    with pytest.raises(SystemExit) as stop:
+        run(trained / "val_images", "--MASK_DIR", masks)
+    output = capsys.readouterr()
+    assert stop.value.code == 1 and f"{bad}: the mask is 50x40, its photograph 96x64." in output.err
+    assert "4 images at full size: dice " in output.out and len(contents(tmp_path / "out")) == 5
+
+
+def test_two_photographs_for_one_mask(run, trained, tmp_path, capsys):  # case 88
+    photographs = trained / "val_images"
+    one = photographs / f"{3:012x}_01.jpg"
+    other = tmp_path / "in" / f"{one.stem}.png"
+    other.parent.mkdir()
+    picture((96, 64)).save(other)
+    error = refused(lambda: run(photographs, other.parent), capsys)
+    assert f"{other}: its mask would have the name of that of {one}. Rename one of the two." in error
+    assert not (tmp_path / "out").exists()
+    assert len(contents(run(photographs, one, photographs))) == 5  # the same photograph twice is no such case
+
+
+@pytest.mark.parametrize("which", ["val_images", "val_masks"])
+def test_the_output_folder_is_an_input_folder(run, trained, tmp_path, capsys, which):  # case 89
+    (tmp_path / "link").symlink_to(trained / which)
+    before = contents(trained / which)
+    for out in (trained / which, f"{trained}/val_images/../{which}", tmp_path / "link"):
+        words = (trained / "val_images", "--MASK_DIR", trained / "val_masks", "--OUT", out)
+        error = refused(lambda words=words: run(*words), capsys)
+        assert f"{out}: holds the photographs or true masks, which must stay. Give another --OUT." in error
+    assert contents(trained / which) == before
+
+
+def test_inputs_and_places_that_cant_be_used(run, trained, tmp_path, capsys):  # case 93
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/note.txt").write_text("no picture")
+    (tmp_path / "file").write_text("no folder")
+    photographs = trained / "val_images"
+    for words, expected in (
+        ([tmp_path / "empty"], "empty: no photographs here."),
+        ([], "predict.py: the following arguments are required: photographs."),
+        ([photographs, "--OVERLYA"], "--OVERLYA: no such option. Perhaps you meant --OVERLAY."),
+        ([photographs, "--OUT", ""], "OUT: empty, so there is nowhere to write to."),
+        ([photographs, "--SUBMISSION", "x.csv", "--OUT", "", "--OVERLAY"], "OUT: empty, so there is nowhere"),
+        ([photographs, "--OUT", tmp_path / "file"], "file: can't be written to (File exists). Give another --OUT."),
+        ([photographs, "--SUBMISSION", tmp_path / "empty"], "empty is a folder)"),
+        ([photographs, "--MASK_DIR", trained / "train_masks"], "_01.jpg: no mask in "),
+        ([photographs, "--THRESHOLD", "1"], "THRESHOLD: 1.0 can't be used. Give a number between 0 and 1."),
+    ):
+        assert expected in refused(lambda words=words: run(*words), capsys), words
+
+
+def test_a_stopped_run_leaves_whole_files(trained, tmp_path):  # cases 91 and 92
+    photographs = tmp_path / "in"
+    photographs.mkdir()
+    picture((1918, 1280)).save(photographs / "0000.jpg")
+    names = [f"{number:04d}" for number in range(2000)]
+    for name in names[1:]:
+        os.link(photographs / "0000.jpg", photographs / f"{name}.jpg")
+    processes = {}
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        out = tmp_path / f"out_{number}"
+        out.mkdir()
+        for name in names[::2]:
+            (out / f"{name}.png").write_bytes(b"the result of the run before")
+        words = ["--OUT", out, "--SUBMISSION", out / "submission.csv"]
+        words += [photographs, "--CHECKPOINT", trained / "best_checkpoint.pth.tar"]
+        command = [sys.executable, "predict.py", *map(str, words)]
+        processes[number] = out, subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    for number, (out, process) in processes.items():
+        while not (out / "0005.png").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+    for number, (out, process) in processes.items():
+        assert process.wait() == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+        files = {path.name: path for path in out.iterdir() if not path.name.endswith(".part")}
+        assert len(files) == len(list(out.iterdir())) or number == signal.SIGKILL
+        assert 1000 < len(files) < 2000 and "submission.csv" not in files
+        new = [path for path in files.values() if path.read_bytes() != b"the result of the run before"]
+        assert len(new) >= 3 and all(mask_of(path).shape == (1280, 1918) for path in new)
+
+
+def test_no_more_than_so_many_are_under_way():
+    pulled = taken = 0
+
+    def items():
+        nonlocal pulled
+        for number in range(50):
+            pulled += 1
+            yield number
+
+    with ThreadPoolExecutor(3) as pool:
+        for result in predict.in_order(pool, lambda number: number**2, items(), most=7):
+            assert result == taken**2 and pulled - taken <= 7
+            taken += 1
+    assert taken == 50
+
+
+def test_photographs_stand_anywhere_among_the_options(run, trained, tmp_path):
+    one, two, three = sorted((trained / "val_images").iterdir())[:3]
+    out = run(one, "--OVERLAY", two, "--BATCH_SIZE", "1", three, "--FLIP", "False")
+    assert len(contents(out)) == 6
+    with contextlib.chdir(tmp_path) if hasattr(contextlib, "chdir") else pytest.MonkeyPatch.context() as patch:
+        if patch is not None:
+            patch.chdir(tmp_path)
+        shutil.copy(one, tmp_path / "1.jpg")
+        assert len(contents(run("1.jpg", "--OUT", "relative"))) == 6
+    assert mask_of(tmp_path / "relative/1.png").shape == (64, 96)
