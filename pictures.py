@@ -16,7 +16,7 @@ FALSE_NEGATIVE = (86, 180, 233)
 OUTLINE = (213, 94, 0)
 INK, PAPER = (32, 32, 32), (255, 255, 255)
 GAP = 8  # pixels between panels
-STRIP_PIXELS = 2**20  # of a large mask that are made at a time
+STRIP_ROWS = 64  # of a mask that are made at a time
 SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
 
 
@@ -33,18 +33,30 @@ class Picture(NamedTuple):
 def scale_to_mask(logits: np.ndarray, size: Size, threshold: float) -> np.ndarray:
     """Where logits, float32 (h, w), exceed `threshold` when they are scaled to (height, width): boolean.
 
-    Bilinear, with both centres in one place. It goes in strips, because the scaled logits of a large photograph
-    would take four times the memory of its mask.
+    Bilinear, with both centres in one place, as `F.interpolate(align_corners=False)` does it. It goes in strips, which
+    stay in the processor's cache; a large photograph's logits at once would take four times the memory of its mask.
     """
     height, width = size
-    rows = max(1, STRIP_PIXELS // width)
-    picture, mask = Image.fromarray(logits), np.empty(size, bool)
-    for top in range(0, height, rows):
-        strip = mask[top : top + rows]
-        edges = (top * picture.height / height, (top + len(strip)) * picture.height / height)
-        box = (0, edges[0], picture.width, edges[1])
-        strip[:] = np.asarray(picture.resize((width, len(strip)), Image.Resampling.BILINEAR, box)) > threshold
+    above, down = _neighbours(logits.shape[0], height)
+    left, along = _neighbours(logits.shape[1], width)
+    logits = np.pad(logits, ((0, 1), (0, 1)), "edge")
+    wide = logits[:, left] + np.diff(logits, axis=1)[:, left] * along  # (h + 1, width)
+    steps = np.diff(wide, axis=0)
+    mask = np.empty(size, bool)
+    for top in range(0, height, STRIP_ROWS):
+        rows = slice(top, top + STRIP_ROWS)
+        strip = steps[above[rows]]
+        strip *= down[rows, None]
+        strip += wide[above[rows]]
+        np.greater(strip, threshold, out=mask[rows])
     return mask
+
+
+def _neighbours(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each of `target` pixels lies among `length`: the pixel before its centre, and the distance from there."""
+    centres = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
+    before = centres.astype(np.int64)
+    return before, (centres - before).astype(np.float32)
 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:

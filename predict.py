@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -40,7 +40,7 @@ from machine import (
 from model import UNET, unet_arguments
 from options import ConstantParser
 from pictures import draw_outline, save_mask, scale_to_mask
-from reading import Pair, Size, find_photographs, read_image, read_mask, read_with_size, with_masks
+from reading import Size, find_photographs, read_image, read_mask, read_with_size, with_masks
 from rle import CARVANA_SIZE, encode, submission_rows
 from utils import count_overlap, dice_scores, overall_scores
 
@@ -111,7 +111,7 @@ def predict_logits(model: nn.Module, images: Tensor, *, flip: bool, precision: t
     return logits[:, 0].cpu().numpy()
 
 
-def read_item(pair: Pair, size: Size, transform: Callable[..., dict[str, Any]]) -> Item:
+def read_item(pair: tuple[Path, Path | None], size: Size, transform: Callable[..., dict[str, Any]]) -> Item:
     """A photograph as the network sees it."""
     image, own_size = read_with_size(pair[0], size)
     return Item(*pair, own_size, transform(image=image)["image"])
@@ -170,6 +170,23 @@ def in_order(
         yield waiting.popleft().result()
 
 
+def predict_photographs(
+    pairs: Iterable[tuple[Path, Path | None]],
+    size: Size,
+    network: Callable[[Tensor], np.ndarray],
+    finish: Callable[[Item], Result],
+    *,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Result | BadInput]:
+    """What comes of each photograph, in order. Threads read the next ones and finish the last ones meanwhile."""
+    most = batch_size + workers
+    read = partial(read_item, size=size, transform=train.make_transforms()[1])
+    with ThreadPoolExecutor(workers) as pool:
+        items = predict_items(in_order(pool, read, pairs, most), batch_size, network)
+        yield from in_order(pool, finish, items, most)
+
+
 def find_inputs(words: Iterable[str], out: str, mask_dir: str) -> list[Path]:
     """The photographs that `words` name, each once: files, and folders of them.
 
@@ -218,25 +235,24 @@ def main(argv: list[str] | None = None) -> None:
     if submission is not None:
         writable_folder(submission.parent, "SUBMISSION")
 
-    workers = count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS)
-    most = options.BATCH_SIZE + workers  # at each stage: the next batch is read while the network sees one
-    finish = partial(
-        finish_item,
-        out=out,
-        overlay=options.OVERLAY,
-        threshold=math.log(options.THRESHOLD / (1 - options.THRESHOLD)),  # of the logit
-        submission=submission is not None,
+    results = predict_photographs(
+        pairs,
+        size,
+        partial(predict_logits, model, flip=options.FLIP, precision=precision),
+        partial(
+            finish_item,
+            out=out,
+            overlay=options.OVERLAY,
+            threshold=math.log(options.THRESHOLD / (1 - options.THRESHOLD)),  # of the logit
+            submission=submission is not None,
+        ),
+        batch_size=options.BATCH_SIZE,
+        workers=count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS),
     )
     scored, failures = [], []
     try:
-        with ExitStack() as stack:
-            rows = stack.enter_context(submission_rows(submission)) if submission is not None else None
-            pool = stack.enter_context(ThreadPoolExecutor(workers))
-            _, transform = train.make_transforms()
-            items = in_order(pool, partial(read_item, size=size, transform=transform), pairs, most)
-            network = partial(predict_logits, model, flip=options.FLIP, precision=precision)
-            items = predict_items(items, options.BATCH_SIZE, network)
-            for result in tqdm(in_order(pool, finish, items, most), total=len(pairs), unit=" photographs"):
+        with submission_rows(submission) if submission is not None else nullcontext() as rows:
+            for result in tqdm(results, total=len(pairs), unit=" photographs"):
                 if isinstance(result, BadInput):
                     failures.append(result)
                     continue

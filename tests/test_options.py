@@ -37,6 +37,16 @@ def test_values_in_force(parser):
     assert parser.parse_args(["--LOAD_MODEL", "True"]).LOAD_MODEL is True
 
 
+@pytest.mark.parametrize(
+    "words", ["a --LOAD_MODEL b --FOLDER x c", "--LOAD_MODEL true a b c", "a b c --LOAD_MODEL"]
+)
+def test_files_stand_anywhere_among_the_options(parser, words):
+    parser.add_argument("files", nargs="+")
+    options = parser.parse_args(words.split())
+    assert options.files == ["a", "b", "c"] and options.LOAD_MODEL is True
+    assert parser.parse_args(["--LOAD_MODEL", "no", "a"]).LOAD_MODEL is False
+
+
 def test_help_shows_meaning_and_default(parser, capsys):
     with pytest.raises(SystemExit) as stop:
         parser.parse_args(["--help"])
