@@ -33,8 +33,8 @@ class Picture(NamedTuple):
 def scale_to_mask(logits: np.ndarray, size: Size, threshold: float) -> np.ndarray:
     """Where logits, float32 (h, w), exceed `threshold` when they are scaled to (height, width): boolean.
 
-    Bilinear, with both centres in one place, as `F.interpolate(align_corners=False)` does it. It goes in strips, which
-    stay in the processor's cache; a large photograph's logits at once would take four times the memory of its mask.
+    Bilinear, with both centres in one place, as `F.interpolate(align_corners=False)` does it. It goes in strips:
+    they stay in the processor's cache, and all at once would take four times the memory of the mask.
     """
     height, width = size
     above, down = _neighbours(logits.shape[0], height)
@@ -53,7 +53,7 @@ def scale_to_mask(logits: np.ndarray, size: Size, threshold: float) -> np.ndarra
 
 
 def _neighbours(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each of `target` pixels lies among `length`: the pixel before its centre, and the distance from there."""
+    """Where each of `target` pixels lies among `length`: the one before its centre, and its distance from that."""
     centres = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
     before = centres.astype(np.int64)
     return before, (centres - before).astype(np.float32)
