@@ -1,9 +1,11 @@
 """Predict masks of photographs, at the photographs' own sizes.
 
-python predict.py photo.jpg more_photos/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
-python predict.py photos/ --OVERLAY                             # also the photographs with the masks' outlines
-python predict.py photos/ --MASK_DIR masks/                     # also scores against true masks, at full size
-python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
+    python predict.py photo.jpg more_photos/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
+    python predict.py photos/ --OVERLAY                             # also the photographs with the masks' outlines
+    python predict.py photos/ --MASK_DIR masks/                     # also scores against true masks, at full size
+    python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
+
+The network sees a photograph at the size that it was trained at; its logits are scaled up to the photograph's own.
 """
 
 import math
@@ -51,7 +53,7 @@ MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
 THRESHOLD = 0.5  # of the probability: a pixel above it is foreground
-FLIP = False  # True averages with the mirrored photograph's logits: twice the time for slightly better masks
+FLIP = False  # True averages the logits with those of the mirrored photograph, in twice the time
 
 BATCH_SIZE = 8  # photographs that the network sees at once
 NUM_WORKERS = "auto"  # threads that read photographs and write masks; auto is one for each core

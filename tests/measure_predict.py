@@ -82,8 +82,8 @@ def main() -> None:
             work.append((between - began) / batches / predict.BATCH_SIZE * len(chosen) / (ended - between))
     ratio = statistics.median(w / b for w, b in zip(whole, bare, strict=True))
     print(
-        f"{statistics.median(whole):.2f} photographs a second from disk to PNG, {statistics.median(bare):.2f} by the "
-        f"bare network: {ratio:.1%} ({statistics.median(work):.1%} by processor time), on {device} at "
+        f"{statistics.median(whole):.2f} photographs a second from disk to PNG, {statistics.median(bare):.2f} "
+        f"by the bare network: {ratio:.1%} ({statistics.median(work):.1%} by processor time), on {device} at "
         f"{size[0]}x{size[1]}"
     )
 
