@@ -28,11 +28,11 @@ from reading import find_pairs, read_mask
 from rle import encode
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    began = time.perf_counter()
+def seconds(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that a call takes, and seconds of processor time, over all threads."""
+    began, worked = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - worked
 
 
 def peak_memory(photographs: list[Path], checkpoint: str) -> float:
@@ -57,8 +57,8 @@ def main() -> None:
     pairs = find_pairs(options.images, options.masks)
 
     masks = [read_mask(mask).astype(bool) for _, mask in pairs[:16]]
-    rate = len(masks) / statistics.median(seconds(lambda: [encode(mask) for mask in masks]) for _ in range(5))
-    print(f"{rate:.0f} masks of {masks[0].shape[1]}x{masks[0].shape[0]} encoded a second, on one core")
+    rate = len(masks) / statistics.median(seconds(lambda: [encode(mask) for mask in masks])[1] for _ in range(5))
+    print(f"{rate:.0f} masks of {masks[0].shape[1]}x{masks[0].shape[0]} encoded in a second of one core")
 
     device = predict.choose_device()
     model, size, precision = predict.load_network(options.checkpoint, device)
@@ -66,25 +66,22 @@ def main() -> None:
     images = torch.rand(predict.BATCH_SIZE, 3, *size)
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(options.number)]
     batches = -(-len(chosen) // predict.BATCH_SIZE)
-    bare, whole, work = [], [], []
+    bare, whole = [], []
     with tempfile.TemporaryDirectory() as out:
         finish = partial(predict.finish_item, out=Path(out), overlay=False, threshold=0.0, submission=False)
         arguments = {"batch_size": predict.BATCH_SIZE, "workers": count_cores()}
         network(images)
         for _ in range(5):
-            began = time.process_time()
-            taken = seconds(lambda: [network(images) for _ in range(batches)])
-            bare.append(batches * predict.BATCH_SIZE / taken)
-            between = time.process_time()
-            taken = seconds(lambda: list(predict.predict_photographs(chosen, size, network, finish, **arguments)))
-            whole.append(len(chosen) / taken)
-            ended = time.process_time()
-            work.append((between - began) / batches / predict.BATCH_SIZE * len(chosen) / (ended - between))
-    ratio = statistics.median(w / b for w, b in zip(whole, bare, strict=True))
+            taken, work = seconds(lambda: [network(images) for _ in range(batches)])
+            bare.append((taken / batches / predict.BATCH_SIZE, work / batches / predict.BATCH_SIZE))
+            taken, work = seconds(
+                lambda: list(predict.predict_photographs(chosen, size, network, finish, **arguments))
+            )
+            whole.append((taken / len(chosen), work / len(chosen)))
+    (bare_time, bare_work), (time_, work) = (map(statistics.median, zip(*x, strict=True)) for x in (bare, whole))
     print(
-        f"{statistics.median(whole):.2f} photographs a second from disk to PNG, {statistics.median(bare):.2f} "
-        f"by the bare network: {ratio:.1%} ({statistics.median(work):.1%} by processor time), on {device} at "
-        f"{size[0]}x{size[1]}"
+        f"{1 / time_:.2f} photographs a second from disk to PNG, {1 / bare_time:.2f} by the bare network: "
+        f"{bare_time / time_:.1%} ({bare_work / work:.1%} by processor time), on {device} at {size[0]}x{size[1]}"
     )
 
     with tempfile.TemporaryDirectory() as folder:
