@@ -66,22 +66,20 @@ def main() -> None:
     images = torch.rand(predict.BATCH_SIZE, 3, *size)
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(options.number)]
     batches = -(-len(chosen) // predict.BATCH_SIZE)
-    bare, whole = [], []
+    bare, whole = [], []  # seconds an image, by the clock and of processor time
     with tempfile.TemporaryDirectory() as out:
         finish = partial(predict.finish_item, out=Path(out), overlay=False, threshold=0.0, submission=False)
         arguments = {"batch_size": predict.BATCH_SIZE, "workers": count_cores()}
         network(images)
         for _ in range(5):
-            taken, work = seconds(lambda: [network(images) for _ in range(batches)])
-            bare.append((taken / batches / predict.BATCH_SIZE, work / batches / predict.BATCH_SIZE))
-            taken, work = seconds(
-                lambda: list(predict.predict_photographs(chosen, size, network, finish, **arguments))
-            )
-            whole.append((taken / len(chosen), work / len(chosen)))
-    (bare_time, bare_work), (time_, work) = (map(statistics.median, zip(*x, strict=True)) for x in (bare, whole))
+            times = seconds(lambda: [network(images) for _ in range(batches)])
+            bare.append([time / batches / len(images) for time in times])
+            times = seconds(lambda: list(predict.predict_photographs(chosen, size, network, finish, **arguments)))
+            whole.append([time / len(chosen) for time in times])
+    bare, whole = ([statistics.median(times) for times in zip(*side, strict=True)] for side in (bare, whole))
     print(
-        f"{1 / time_:.2f} photographs a second from disk to PNG, {1 / bare_time:.2f} by the bare network: "
-        f"{bare_time / time_:.1%} ({bare_work / work:.1%} by processor time), on {device} at {size[0]}x{size[1]}"
+        f"{1 / whole[0]:.2f} photographs a second from disk to PNG, {1 / bare[0]:.2f} by the bare network: "
+        f"{bare[0] / whole[0]:.1%} ({bare[1] / whole[1]:.1%} by processor time), on {device} at {size[0]}x{size[1]}"
     )
 
     with tempfile.TemporaryDirectory() as folder:
