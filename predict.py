@@ -93,8 +93,9 @@ def load_network(path: str | Path, device: torch.device) -> tuple[nn.Module, Siz
         arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
     except KeyError as error:
         raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
-    if (channels := (arguments["in_channels"], arguments["out_channels"])) != (3, 1):
-        raise BadInput(path, "{} channels in, {} out".format(*channels), "Use one with 3 in and 1 out")
+    channels = f"{arguments['in_channels']} channels in, {arguments['out_channels']} out"
+    if channels != "3 channels in, 1 out":
+        raise BadInput(path, channels, "Use one for photographs in colour and two classes")
     precision = choose_precision(constants["PRECISION"], device)
     model = UNET(**arguments)
     load_checkpoint(checkpoint, model)
