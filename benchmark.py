@@ -43,7 +43,7 @@ from model import UNET
 from options import ConstantParser
 from prepare_data import sample_if_empty
 from reading import Pair, find_pairs
-from train import make_optimizer, make_transforms, train_fn
+from train import LEARNING_RATE, make_optimizer, make_transforms, train_fn
 from utils import check_accuracy, get_loaders
 
 IMG_DIR = "data/train_images/"  # photographs to read
@@ -122,7 +122,9 @@ class Side:
         layout = torch.contiguous_format if plain else choose_memory_format(device, self.precision)
         self.model = UNET(features=o.FEATURES).to(device, memory_format=layout)
         self.optimizer = (
-            torch.optim.Adam(self.model.parameters(), lr=1e-4) if plain else make_optimizer(self.model, 5e-4)
+            torch.optim.Adam(self.model.parameters(), lr=1e-4)
+            if plain
+            else make_optimizer(self.model, LEARNING_RATE)
         )
         float16 = device.type == "cuda" if plain else self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=float16)
