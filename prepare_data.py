@@ -2,15 +2,22 @@
 
 python prepare_data.py sample                     # render a sample set of cars into data/sample/
 python prepare_data.py split photos/ masks/       # share out your own photographs and masks into data/
+python prepare_data.py carvana                    # share out Kaggle's train.zip and train_masks.zip
 """
 
+import contextlib
+import filecmp
 import os
 import random
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from tqdm import tqdm
+
+from carvana import TUTORIAL_CARS, Member, find_carvana
 from errors import BadInput, run_script
 from options import OptionParser
 from reading import find_pairs
@@ -19,6 +26,9 @@ FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
 SAMPLE_DIR = Path("data/sample")
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
+
+File = Path | Member  # on the disk, or in an archive
+Pair = tuple[File, File]  # a photograph and its mask
 
 
 def sample_if_empty(dirs: Sequence[str]) -> Sequence[str]:
@@ -46,45 +56,99 @@ def split(
 
     `share` is the share of groups for validation. A group is a car in Carvana's names, else one photograph;
     with `group` it is the part of a name before the last `group`. Files are hard-linked (copied where that
-    can't be done), or moved. Raises BadInput, with nothing done, where a target folder already holds files.
+    can't be done), or moved. What an interrupted split has placed stays there; raises BadInput, with nothing
+    done, where a target folder holds any other file.
     """
-    pairs = find_pairs(images, masks)
-    if not 0 < share < 1:
-        raise BadInput("--share", f"{share} can't be used", "Give a number between 0 and 1")
-    groups: dict[str, list[tuple[Path, Path]]] = {}
+    groups = _groups(find_pairs(images, masks), images, group)
+    _share_out(groups, _choose(groups, share, seed), out, move)
+
+
+def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tutorial: bool = False) -> None:
+    """Share out Kaggle's archives, or folders unpacked from them, as `split` does.
+
+    With `like_tutorial`, validation gets the tutorial's three cars. Each file is checked against its checksum in
+    the archive, those that an earlier, interrupted start has unpacked too.
+    """
+    groups = _groups(find_carvana(images, masks), images)
+    if like_tutorial and (missing := set(TUTORIAL_CARS) - groups.keys()):
+        raise BadInput("--like-tutorial", f"{images} lacks the car {min(missing)}", "Give all of train.zip")
+    val_groups = set(TUTORIAL_CARS) if like_tutorial else _choose(groups, share, seed)
+    _share_out(groups, val_groups, out)
+
+
+def _groups(pairs: Sequence[Pair], source: str, separator: str | None = None) -> dict[str, list[Pair]]:
+    """The pairs by what has to stay on one side: see `split`."""
+    groups: dict[str, list[Pair]] = {}
     for image, mask in pairs:
-        carvana = CARVANA_NAME.match(image.stem)
-        name = image.stem.rpartition(group)[0] if group else carvana[1] if carvana else image.stem
+        car = CARVANA_NAME.match(image.stem)
+        name = image.stem.rpartition(separator)[0] if separator else car[1] if car else image.stem
         groups.setdefault(name or image.stem, []).append((image, mask))
     if len(groups) < 2:
-        raise BadInput(images, f"all {len(pairs)} photographs are one group", "Give --group another separator")
-    targets = [Path(out, name) for name in FOLDERS]
-    for target in targets:
-        if any(not entry.startswith(".") for entry in _entries(target)):
-            raise BadInput(target, "already holds files", "Move them away or give another --out")
-        target.mkdir(parents=True, exist_ok=True)
+        remedy = "Give more, or --group another separator"
+        raise BadInput(source, f"all {len(pairs)} photographs are one group", remedy)
+    return groups
 
+
+def _choose(groups: dict[str, Any], share: float, seed: int) -> set[str]:
+    """The groups for validation: a share of them, but at least one, and not all."""
+    if not 0 < share < 1:
+        raise BadInput("--share", f"{share} can't be used", "Give a number between 0 and 1")
     names = sorted(groups)
     random.Random(seed).shuffle(names)
-    val_groups = set(names[: min(len(names) - 1, max(1, round(share * len(names))))])
+    return set(names[: min(len(names) - 1, max(1, round(share * len(names))))])
+
+
+def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, move: bool = False) -> None:
+    """Place every file that isn't there yet into the four folders under `out`."""
+    # Masks come first: should it be interrupted, no training takes the half for the whole without a word.
+    folders = [Path(out, name) for name in ("train_masks", "val_masks", "train_images", "val_images")]
+    plan: dict[Path, dict[str, File]] = {folder: {} for folder in folders}
     for name, members in groups.items():
-        image_dir, mask_dir = targets[2:] if name in val_groups else targets[:2]
+        side = "val" if name in val_groups else "train"
         for image, mask in members:
-            _place(image, image_dir / image.name, move)
-            _place(mask, mask_dir / mask.name, move)
+            plan[Path(out, f"{side}_images")][image.name] = image
+            plan[Path(out, f"{side}_masks")][mask.name] = mask
+
+    todo = []
+    for folder, files in plan.items():
+        there = {entry for entry in _entries(folder) if not entry.startswith(".")}
+        for entry in sorted(there):
+            if entry not in files or not _is_at(files[entry], folder / entry):
+                raise BadInput(folder, f"already holds files ({entry})", "Move them away or give another --out")
+        todo += [(file, folder / entry) for entry, file in files.items() if entry not in there]
+    for file, target in tqdm(todo, desc=f"filling {out}", unit="files", delay=1):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _place(file, target)
+        except OSError as error:
+            remedy = "Make room and start it again: what is there stays"
+            raise BadInput(target, f"can't be written ({error.strerror})", remedy) from error
+    if move:
+        for file in (file for files in plan.values() for file in files.values()):
+            file.unlink()
+
     val = sum(len(groups[name]) for name in val_groups)
-    print(f"{len(pairs) - val} photographs for training, {val} for validation")
+    print(f"{sum(map(len, groups.values())) - val} photographs for training, {val} for validation")
     print(f"{len(groups) - len(val_groups)} groups for training, {len(val_groups)} for validation")
 
 
-def _place(source: Path, target: Path, move: bool) -> None:
-    if move:
-        shutil.move(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copy2(source, target)
+def _is_at(file: File, target: Path) -> bool:
+    if isinstance(file, Member):
+        return file.is_at(target)
+    return os.path.samefile(file, target) or filecmp.cmp(file, target, shallow=False)
+
+
+def _place(file: File, target: Path) -> None:
+    """Put a file where it belongs, whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    if isinstance(file, Member):
+        part.write_bytes(file.read())
+    else:
+        with contextlib.suppress(OSError):  # another disk, or a file system without hard links
+            os.link(file, target)
+            return
+        shutil.copy2(file, part)
+    os.replace(part, target)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -106,14 +170,28 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     command.add_argument("--group", help="names equal before the last GROUP stay together, say _ for car7_01.jpg")
     command.add_argument("--move", action="store_true", help="move the files instead of linking them")
+
+    command = commands.add_parser("carvana", help="share out Kaggle's photographs and masks, whole cars to a side")
+    command.add_argument(
+        "images", nargs="?", default="train.zip", help="train.zip, train_hq.zip or a folder (default: %(default)s)"
+    )
+    command.add_argument(
+        "masks", nargs="?", default="train_masks.zip", help="an archive or a folder (default: %(default)s)"
+    )
+    command.add_argument("--out", default="data", help="where the four folders go (default: %(default)s)")
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument("--share", type=float, default=0.2, help="of cars for validation (default: %(default)s)")
+    choice.add_argument("--like-tutorial", action="store_true", help="hold back the tutorial's three cars instead")
+    command.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     options = vars(parser.parse_args(argv))
 
-    if options.pop("command") == "split":
-        split(**options)
-    else:
+    command = options.pop("command")
+    if command == "sample":
         from sample import make_sample
 
         make_sample(options["out"], options["train_cars"], options["val_cars"])
+    else:
+        {"split": split, "carvana": carvana}[command](**options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,201 @@
+"""Archives in Kaggle's form, made by the tests, through `prepare_data.py carvana`."""
+
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import write_pairs
+from test_prepare_data import listing, names
+
+import prepare_data
+from carvana import TUTORIAL_CARS
+from errors import BadInput
+from reading import find_pairs, read_pair
+
+ROOT = Path(__file__).parent.parent
+CARS = (*TUTORIAL_CARS, "00087a6bd4dc", "02159e548029")
+
+
+def pack(folder: Path, archive: Path, top: str) -> None:
+    """A zip as Kaggle's and a Mac make them: a top folder, and beside the files what a Mac leaves in it."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(f"{top}/", "")
+        for path in sorted(folder.iterdir()):
+            file.write(path, f"{top}/{path.name}")
+            file.writestr(f"__MACOSX/{top}/._{path.name}", b"resource fork")
+        file.writestr(f"{top}/.DS_Store", b"junk")
+        file.writestr(f"{top}/Thumbs.db", b"junk")
+        file.writestr("../../outside.jpg", b"a name that leads out of the folder")
+
+
+@pytest.fixture
+def kaggle(tmp_path) -> Path:
+    """A folder with train.zip and train_masks.zip: five cars, three views each."""
+    write_pairs(
+        tmp_path / "i", tmp_path / "m", [f"{car}_{view:02d}" for car in CARS for view in (1, 2, 3)], (16, 24)
+    )
+    folder = tmp_path / "kaggle"
+    folder.mkdir()
+    pack(tmp_path / "i", folder / "train.zip", "train")
+    pack(tmp_path / "m", folder / "train_masks.zip", "train_masks")
+    return folder
+
+
+def arguments(kaggle: Path, out: Path, *more: str) -> list[str]:
+    return ["carvana", str(kaggle / "train.zip"), str(kaggle / "train_masks.zip"), "--out", str(out), *more]
+
+
+def test_archives_become_the_four_folders(kaggle, tmp_path, capsys):
+    out = tmp_path / "deep/data"
+    prepare_data.main(arguments(kaggle, out, "--share", "0.4"))
+    train, val = (find_pairs(out / f"{side}_images", out / f"{side}_masks") for side in ("train", "val"))
+    assert "9 photographs for training, 6 for validation" in capsys.readouterr().out
+    cars = [{image.name[:12] for image, _ in pairs} for pairs in (train, val)]
+    assert len(cars[0]) == 3 and len(cars[1]) == 2 and cars[0] | cars[1] == set(CARS)
+    for image, mask in train + val:
+        assert image.read_bytes() == (tmp_path / "i" / image.name).read_bytes()
+        assert mask.read_bytes() == (tmp_path / "m" / mask.name).read_bytes()
+        read_pair((image, mask))
+    assert len(listing(tmp_path / "deep")) == 30  # nothing else, and nothing outside
+    assert not list(tmp_path.rglob("outside.jpg"))
+
+    prepare_data.main(arguments(kaggle, tmp_path / "other", "--share", "0.4", "--seed", "1"))
+    assert names(tmp_path / "other/val_images") != names(out / "val_images")
+
+
+def test_folders_that_were_unpacked_by_hand_and_the_tutorials_split(kaggle, tmp_path):
+    by_hand = [
+        "carvana",
+        str(tmp_path / "i"),
+        str(tmp_path / "m"),
+        "--out",
+        str(tmp_path / "one"),
+        "--like-tutorial",
+    ]
+    prepare_data.main(by_hand)
+    prepare_data.main(arguments(kaggle, tmp_path / "two", "--like-tutorial"))
+    assert listing(tmp_path / "one") == listing(tmp_path / "two")
+    assert {name[:12] for name in names(tmp_path / "one/val_images")} == set(TUTORIAL_CARS)
+    assert len(names(tmp_path / "one/val_images")) == 9 and len(names(tmp_path / "one/train_masks")) == 6
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import prepare_data
+
+replace, moment, countdown = os.replace, {moment!r}, {files}
+
+def replace_and_die(source, target):
+    global countdown
+    countdown -= 1
+    if countdown == 0 and moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+    if countdown == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace_and_die
+prepare_data.main({arguments!r})
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("moment, files", [("before", 1), ("after", 8), ("before", 20), ("after", 29)])
+def test_killed_and_started_again(kaggle, tmp_path, moment, files):
+    prepare_data.main(arguments(kaggle, tmp_path / "whole"))
+    out = tmp_path / "killed"
+    script = KILLED.format(root=str(ROOT), moment=moment, files=files, arguments=arguments(kaggle, out))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    placed = {path: path.stat() for path in out.rglob("[!.]*") if path.is_file()}
+    assert len(placed) == files - (moment == "before")
+    whole = listing(tmp_path / "whole")
+    assert all(listing(path.parent)[path.name] == whole[str(path.relative_to(out))] for path in placed)
+
+    prepare_data.main(arguments(kaggle, out))
+    assert listing(out) == whole
+    for path, status in placed.items():  # left alone
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+
+
+def test_other_files_and_changed_ones_are_refused(kaggle, tmp_path):
+    out = tmp_path / "data"
+    prepare_data.main(arguments(kaggle, out))
+    before = listing(out)
+    with pytest.raises(BadInput, match=r"_masks: already holds files \("):
+        prepare_data.main(arguments(kaggle, out, "--share", "0.6"))
+    assert listing(out) == before
+    changed = next((out / "train_images").iterdir())
+    changed.write_bytes(changed.read_bytes()[:-1] + b"?")
+    with pytest.raises(BadInput, match=rf"train_images: already holds files \({changed.name}\)"):
+        prepare_data.main(arguments(kaggle, out))
+
+
+def spoil(archive: Path, ending: str) -> None:
+    """Change a byte within a member's packed data."""
+    with zipfile.ZipFile(archive) as file:
+        info = next(info for info in file.infolist() if info.filename.endswith(ending))
+    data = bytearray(archive.read_bytes())
+    data[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 0xFF
+    archive.write_bytes(data)
+
+
+def leave_out(archive: Path, part: str) -> None:
+    with zipfile.ZipFile(archive) as file:
+        kept = {info.filename: file.read(info) for info in file.infolist() if part not in info.filename}
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, data in kept.items():
+            file.writestr(name, data)
+
+
+BROKEN = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "train.zip: not a whole zip archive"),
+    "empty": (lambda path: path.write_bytes(b""), "train.zip: not a whole zip archive"),
+    "a page": (lambda path: path.write_text("<html>Sign in</html>"), "train.zip: not a whole zip archive"),
+    "one byte": (lambda path: spoil(path, f"{CARS[0]}_02.jpg"), f"train.zip: train/{CARS[0]}_02.jpg can't be unp"),
+    "photograph missing": (
+        lambda path: leave_out(path, f"{CARS[1]}_03.jpg"),
+        f"train.zip: 1 photographs are missing, the first of them that of {CARS[1]}_03",
+    ),
+    "all missing": (lambda path: leave_out(path, ".jpg"), "train.zip: holds no file like 0cdf5b5d0ce1_01.jpg"),
+    "mask missing": (
+        lambda path: leave_out(path.with_name("train_masks.zip"), "_02_mask.gif"),
+        f"train_masks.zip: 5 masks are missing, the first of them that of {min(CARS)}_02",
+    ),
+    "tutorial's car missing": (
+        lambda path: leave_out(path, TUTORIAL_CARS[2]),
+        f"--like-tutorial: KAGGLE/train.zip lacks the car {TUTORIAL_CARS[2]}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_archives_get_one_line(kaggle, tmp_path, case):
+    harm, message = BROKEN[case]
+    harm(kaggle / "train.zip")
+    more = []
+    if case == "tutorial's car missing":
+        leave_out(kaggle / "train_masks.zip", TUTORIAL_CARS[2])
+        more = ["--like-tutorial"]
+    with pytest.raises(BadInput) as error:
+        prepare_data.main(arguments(kaggle, tmp_path / "data", *more))
+    assert message.replace("KAGGLE", str(kaggle)) in str(error.value) and "\n" not in str(error.value)
+    placed = [path for path in (tmp_path / "data").rglob("[!.]*") if path.is_file()]
+    originals = listing(tmp_path / "i") | listing(tmp_path / "m")
+    assert all(listing(path.parent)[path.name] == originals[path.name] for path in placed)
+
+
+def test_without_archives_it_says_how_to_fetch_them(tmp_path):
+    command = [sys.executable, str(ROOT / "prepare_data.py"), "carvana"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    for name in ("train.zip", "train_masks.zip"):
+        assert f"kaggle competitions download -c carvana-image-masking-challenge -f {name}" in done.stdout
+    assert "/rules" in done.stdout and "KAGGLE_API_TOKEN" in done.stdout and "~/.kaggle/kaggle.json" in done.stdout
+    assert done.stderr == "train.zip: no such archive or folder. Fetch it as shown, or say where it is.\n"
+    assert os.listdir(tmp_path) == []
