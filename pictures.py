@@ -75,6 +75,14 @@ def draw_outline(photograph: np.ndarray, mask: np.ndarray, path: Path) -> None:
         Image.fromarray(outlined).save(part, "JPEG", quality=90)
 
 
+def save_errors(picture: Picture, path: Path) -> None:
+    """Write the wrong pixels, in colour on a transparent ground, as a PNG."""
+    missed, too_much = picture.truth & ~picture.prediction, picture.prediction & ~picture.truth
+    errors = Image.fromarray(missed.astype(np.uint8) + 2 * too_much.astype(np.uint8)).convert("P")
+    errors.putpalette([*PAPER, *FALSE_NEGATIVE, *FALSE_POSITIVE])
+    errors.save(path, transparency=0)
+
+
 def _black_and_white(mask: np.ndarray) -> np.ndarray:
     return mask.astype(np.uint8) * 255
 
@@ -100,7 +108,7 @@ def draw_sheet(rows: list[Picture], path: Path) -> None:
     for number, row in enumerate(rows):
         top = line + number * (line + height + GAP)
         draw.text((GAP, top + 1), f"{row.name}   dice {row.dice:.4f}", INK, font)
-        photograph = _to_rgb(row.image)
+        photograph = to_rgb(row.image)
         for column, panel in enumerate(
             (photograph, _black_and_white(row.truth), _black_and_white(row.prediction), _errors(row, photograph))
         ):
@@ -109,7 +117,7 @@ def draw_sheet(rows: list[Picture], path: Path) -> None:
     sheet.save(path)
 
 
-def _to_rgb(image: np.ndarray) -> np.ndarray:
+def to_rgb(image: np.ndarray) -> np.ndarray:
     """Float (C, H, W) to uint8 (H, W, 3), whatever normalisation made of it: its range becomes 0 to 255.
 
     One or two channels are shown in gray, and of more than three the first three.

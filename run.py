@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoint import CheckpointWriter, all_finite, load_checkpoint
+from curves import Curves
 from dataset import CarvanaDataset, EpochBatches
 from errors import BadInput
 
@@ -38,13 +39,14 @@ class Run:
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         scaler: torch.amp.GradScaler,
         *,
+        curves: Curves,
         model_arguments: dict[str, Any],
         constants: dict[str, Any],
         save_minutes: float,
     ) -> None:
         self.writer, self.dataset, self.batches = writer, dataset, batches
         self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
-        self.model_arguments, self.constants = model_arguments, constants
+        self.curves, self.model_arguments, self.constants = curves, model_arguments, constants
         self.save_seconds = save_minutes * 60
         self.epoch = self.step = 0
         self.losses: list[Tensor] = []  # of the epoch's steps, left on the device
@@ -52,6 +54,12 @@ class Run:
         self.signal: int | None = None
         self.save_soon = False
         self.last_save = time.monotonic()
+        self.clock: tuple[int, float] | None = None  # a step of this epoch and when it was done
+
+    @property
+    def total_steps(self) -> int:
+        """Steps done in all epochs."""
+        return self.scheduler.last_epoch  # whatever its name says, it counts steps here
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and primitives."""
@@ -104,15 +112,31 @@ class Run:
         """Count the step; every so many, and whenever something is asked for, look at the losses and save."""
         self.step += 1
         self.losses.append(loss)
+        self.clock = self.clock or (self.step, time.perf_counter())
         asked = self.signal is not None or self.save_soon
         due = time.monotonic() - self.last_save > self.save_seconds
         if asked or due or self.step % LOOK_EVERY == 0 or self.step == len(self.batches):
             self.check_losses()
             self.writer.poll()
+        if self.step % LOOK_EVERY == 0 or self.step == len(self.batches):
+            self.record()
         if self.signal is not None:
             self.save_and_exit()
         if asked or due:
             self.save()
+
+    def record(self) -> None:
+        """Add to the curves what the steps since the last time were like."""
+        before, now = (self.step - 1) // LOOK_EVERY * LOOK_EVERY, time.perf_counter()
+        values = {
+            "loss": torch.stack(self.losses[before:]).mean().item(),
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "scale": self.scaler.get_scale(),
+        }
+        if steps := self.step - self.clock[0]:
+            values["images_per_s"] = steps * self.batches.batch_size / (now - self.clock[1])
+        self.clock = self.step, now
+        self.curves.add("train", self.total_steps, values)
 
     def mean_loss(self) -> float:
         """Mean training loss of the epoch's steps so far, those before an interruption included."""
@@ -130,6 +154,7 @@ class Run:
         is_best = dice > self.best_dice  # never so for a NaN
         self.best_dice = dice if is_best else self.best_dice
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
+        self.clock = None
         self.save(is_best)
         if self.signal is not None:
             self.exit()

@@ -5,13 +5,14 @@
     python train.py --LOAD_MODEL --NUM_EPOCHS 20             # go on from my_checkpoint.pth.tar
     python train.py --FEATURES 16 32 64 128 --NUM_EPOCHS 1   # a small network, for a quick look on a CPU
 
-Checkpoints and saved_images/ tell how it went.
+Checkpoints, saved_images/index.html and `tensorboard --logdir runs` tell how it went.
 """
 
 import math
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoint import CheckpointWriter
+from curves import Curves
 from errors import run_script
 from losses import BCEDiceLoss
 from machine import (
@@ -38,6 +40,7 @@ from machine import (
 )
 from model import UNET
 from options import ConstantParser
+from page import update_page
 from prepare_data import sample_if_empty
 from run import Run
 from utils import (
@@ -169,6 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     out_dir = Path(options.OUT_DIR)
     writer = CheckpointWriter(out_dir)
     pictures_dir = writable_folder(out_dir / "saved_images")
+    curves = Curves(writable_folder(out_dir / "runs"), vars(options))
     folders = sample_if_empty(
         (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     )
@@ -206,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         optimizer,
         scheduler,
         scaler,
+        curves=curves,
         model_arguments=model_arguments,
         constants=vars(options),
         save_minutes=options.SAVE_MINUTES,
@@ -215,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{writer.latest}: going on after {run.epoch} epochs and {run.step} steps")
         if run.epoch >= options.NUM_EPOCHS:
             print(f"all {options.NUM_EPOCHS} epochs are done: give a larger NUM_EPOCHS to train on")
-    elif aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/epoch_*"]):
+    elif aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"]):
         print(f"the results of the run before are now in {aside}")
 
     print(
@@ -223,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{train_loader.batch_sampler.batch_size} a step, {len(train_loader)} steps an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )
-    with run:
+    with run, closing(curves):
         while run.epoch < options.NUM_EPOCHS:
             print(f"epoch {run.epoch + 1} of {options.NUM_EPOCHS}")
             train_fn(
@@ -240,14 +245,17 @@ def main(argv: list[str] | None = None) -> None:
             )
             print(f"mean training loss {run.mean_loss():.4f}")
             scores = check_accuracy(run.stoppable(val_loader), model, device, loss_fn=loss_fn, precision=precision)
-            save_predictions_as_imgs(
+            epoch_dir = pictures_dir / f"epoch_{run.epoch + 1:03d}"
+            pictures = save_predictions_as_imgs(
                 val_loader,
                 model,
-                pictures_dir / f"epoch_{run.epoch + 1:03d}",
+                epoch_dir,
                 device,
                 num_images=options.NUM_PICTURES,
                 precision=precision,
             )
+            update_page(pictures_dir, run.epoch + 1, pictures)
+            curves.add("val", run.total_steps, scores, epoch_dir / "sheet.png")
             run.finish_epoch(scores["dice"])
 
 

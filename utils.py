@@ -156,11 +156,12 @@ def save_predictions_as_imgs(
     *,
     num_images: int = 8,
     precision: torch.dtype = torch.float32,
-) -> None:
+) -> list[Picture]:
     """Write what the model makes of `num_images` images of `loader`, always the same ones, spread over its dataset.
 
     `folder` gets `sheet.png`, which shows photograph, truth, prediction and errors with names and Dice, the worst
-    first, and for each image its predicted mask, `NAME_pred.png`, at the size that the loader gives.
+    first, and for each image its predicted mask, `NAME_pred.png`, at the size that the loader gives. Returns the
+    rows of the sheet.
     """
     device, dataset, folder = torch.device(device), loader.dataset, Path(folder)
     num_images = min(num_images, len(dataset))
@@ -179,8 +180,10 @@ def save_predictions_as_imgs(
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         save_mask(row.prediction, folder / f"{row.name}_pred.png")
+    rows.sort(key=lambda row: row.dice)
     if rows:
-        draw_sheet(sorted(rows, key=lambda row: row.dice), folder / "sheet.png")
+        draw_sheet(rows, folder / "sheet.png")
+    return rows
 
 
 def set_aside(folder: Path, patterns: Sequence[str]) -> Path | None:

@@ -37,6 +37,8 @@ def announce(phase: mmap.mmap) -> None:
 
     def during(name: str, function: Callable, after: str) -> Callable:
         def wrapped(*args, **kwargs):
+            if function in (sync, replace) and PHASES[phase[0]] not in PHASES[2:6]:
+                return function(*args, **kwargs)  # of other files than checkpoints
             phase[0] = PHASES.index(name)
             try:
                 return function(*args, **kwargs)
@@ -45,6 +47,7 @@ def announce(phase: mmap.mmap) -> None:
 
         return wrapped
 
+    sync, replace = os.fsync, os.replace
     train.Run.__enter__ = during("starting", train.Run.__enter__, "training")
     checkpoint._write = during("writing", checkpoint._write, "training")
     os.fsync = during("syncing", os.fsync, "verifying")

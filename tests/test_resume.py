@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def everything(folder: Path) -> dict[str, Any]:
-    """What a run leaves: its checkpoint, flattened, and its pictures' bytes."""
+    """What a run leaves: its checkpoint, flattened, and the bytes of its pictures and their page."""
     found = {}
 
     def flatten(name: str, value: Any) -> None:
@@ -42,8 +42,9 @@ def everything(folder: Path) -> dict[str, Any]:
     for file in ("my_checkpoint.pth.tar", "best_checkpoint.pth.tar"):
         state = read_checkpoint(folder / file)
         flatten(file, {name: value for name, value in state.items() if name != "constants"})
-    for path in sorted((folder / "saved_images").rglob("*.png")):
-        found[str(path.relative_to(folder))] = path.read_bytes()
+    for path in sorted((folder / "saved_images").rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
     return found
 
 

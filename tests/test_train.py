@@ -58,8 +58,10 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
     assert {"state_dict", "optimizer", "scheduler", "scaler"} <= checkpoint.keys()
     for epoch in ("epoch_001", "epoch_002"):
         pictures = sorted(path.name for path in (tmp_path / "saved_images" / epoch).iterdir())
-        assert pictures == [f"{3:012x}_{view:02d}_pred.png" for view in range(1, 6)] + ["sheet.png"]
-    mask = np.asarray(Image.open(tmp_path / "saved_images/epoch_002" / pictures[0]))
+        names = [f"{3:012x}_{view:02d}" for view in range(1, 6)]
+        expected = [f"{name}_{kind}.png" for name in names for kind in ("errors", "pred")]
+        assert pictures == [*expected, "scores.json", "sheet.png"]
+    mask = np.asarray(Image.open(tmp_path / "saved_images/epoch_002" / pictures[1]))
     assert mask.shape == (32, 48) and set(np.unique(mask)) <= {0, 255}
     printed = capsys.readouterr().out
     assert "12 photographs to learn from, 5 to score on; 2 a step, 6 steps an epoch" in printed
@@ -105,6 +107,9 @@ def test_a_new_run_sets_the_old_ones_results_aside(folders, tmp_path, capsys):
     old = (tmp_path / "my_checkpoint.pth.tar").read_bytes()
     train.main(folders + out(tmp_path, "--NUM_EPOCHS", "1", "--SEED", "1"))
     (aside,) = (tmp_path / "previous_runs").iterdir()
+    for name in ("saved_images/index.html", "saved_images/photographs", "runs/train", "runs/val"):
+        assert (aside / name).exists() and (tmp_path / name).exists()
+    assert len(list((tmp_path / "runs").rglob("events.*"))) == 2
     assert (aside / "my_checkpoint.pth.tar").read_bytes() == old
     assert (aside / "saved_images/epoch_001/sheet.png").exists()
     assert f"the results of the run before are now in {aside}" in capsys.readouterr().out

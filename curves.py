@@ -1,0 +1,60 @@
+"""A run's curves, for TensorBoard: `tensorboard --logdir runs`."""
+
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Curves:
+    """Writes values over a run's steps into `folder`, each part of a run (train, val) into a folder of its own.
+
+    A part's file is begun with its first value. From that step on, TensorBoard leaves out what earlier files of the
+    part hold: so a resumed run goes on with its curves, without a gap and without a double. A value is in the file
+    when `add` returns, before any checkpoint of its step. Without tensorboard installed nothing is written, and one
+    line says so.
+    """
+
+    def __init__(self, folder: Path, constants: dict[str, Any]) -> None:
+        self.folder, self.constants = folder, constants
+        self.writers: dict[str, SummaryWriter] = {}
+        self.enabled = find_spec("tensorboard") is not None  # imported later: that takes a moment
+        if not self.enabled:
+            print("tensorboard is not installed, so this run draws no curves (pip install tensorboard)")
+
+    def add(self, part: str, step: int, values: dict[str, float], sheet: Path | None = None) -> None:
+        """Write the values after so many steps, and the picture in the file `sheet`."""
+        if not self.enabled:
+            return
+        try:
+            writer = self.writers.get(part) or self._begin(part, step)
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            if sheet is not None and sheet.exists():
+                with Image.open(sheet) as picture:
+                    writer.add_image("sheet", np.asarray(picture), step, dataformats="HWC")
+            writer.flush()
+        except OSError as error:  # no reason to stop: a full disk gets its refusal from the next checkpoint
+            print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without curves")
+            self.enabled = False
+
+    def _begin(self, part: str, step: int) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = self.writers[part] = SummaryWriter(self.folder / part, purge_step=step)
+        if len(self.writers) == 1:
+            rows = "".join(f"| {name} | {value} |\n" for name, value in self.constants.items())
+            writer.add_text("constants", f"| constant | value |\n|---|---|\n{rows}", step)
+        return writer
+
+    def close(self) -> None:
+        """End the files."""
+        for writer in self.writers.values():
+            with suppress(OSError):
+                writer.close()
