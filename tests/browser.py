@@ -20,7 +20,7 @@ from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SILENT = "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-background-networking"
-PATIENCE = 60  # seconds to wait for an answer
+PATIENCE = 120  # seconds to wait for an answer
 # Chromium reads commands from descriptor 3 and answers on 4.
 LAUNCH = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -111,8 +111,7 @@ class Browser:
             ("mouseMoved", end, 1),
             ("mouseReleased", end, 0),
         ):
-            button = "none" if kind == "mouseMoved" else "left"
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=buttons, clickCount=1)
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=buttons, clickCount=1)
         self.settle()
 
     def click(self, selector: str) -> None:
