@@ -78,7 +78,7 @@ def draw_outline(photograph: np.ndarray, mask: np.ndarray, path: Path) -> None:
 def save_errors(picture: Picture, path: Path) -> None:
     """Write the wrong pixels, in colour on a transparent ground, as a PNG."""
     missed, too_much = picture.truth & ~picture.prediction, picture.prediction & ~picture.truth
-    errors = Image.fromarray(missed.astype(np.uint8) + 2 * too_much.astype(np.uint8)).convert("P")
+    errors = Image.fromarray(missed.astype(np.uint8) + 2 * too_much.astype(np.uint8))
     errors.putpalette([*PAPER, *FALSE_NEGATIVE, *FALSE_POSITIVE])
     errors.save(path, transparency=0)
 
