@@ -324,6 +324,41 @@ def memory(o: Any) -> list[tuple[str, ...]]:
     return [row(f"peak memory of a step with batch {o.BATCH_SIZE}: MB", [plain], [ours], higher_is_better=False)]
 
 
+def largest_batches(o: Any) -> str:
+    """The batches that GPUs of three sizes hold, computed: what the backward pass in 16 bits keeps of each image, a
+    fifth more for its own work, and 16 bytes a weight (itself, its gradient, and Adam's two moments)."""
+    model = UNET(features=o.FEATURES)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def kept(images: int) -> int:
+        storages = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        x, y = torch.rand(images, 3, 64, 64), torch.ones(images, 1, 64, 64)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(x)
+            loss = BCEDiceLoss()(logits.float(), y)
+        del loss
+        return sum(t.untyped_storage().nbytes() for pointer, t in storages.items() if pointer not in weights)
+
+    each = 1.2 * (kept(3) - kept(1)) / 2 / 64**2  # bytes a pixel
+    fixed = 16 * sum(parameter.numel() for parameter in model.parameters())
+    lines = [
+        f"Largest batches, computed ({each:.0f} bytes a pixel):",
+        "",
+        "| size | 8 GB | 24 GB | 80 GB |",
+        "|---|---|---|---|",
+    ]
+    for height, width in ((160, 240), (640, 960), (1280, 1918)):
+        batches = (max(0, int((gigabytes * 1e9 - fixed) / (each * height * width))) for gigabytes in (8, 24, 80))
+        lines.append(f"| {height}x{width} | " + " | ".join(map(str, batches)) + " |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and write it where OUT says."""
     o = ConstantParser(globals()).parse_args(argv)
@@ -351,6 +386,8 @@ def main(argv: list[str] | None = None) -> None:
         "| what | plain loop | this repository | times better |",
         "|---|---|---|---|",
         *("| " + " | ".join(line) + " |" for line in rows),
+        "",
+        largest_batches(o),
     ]
     print("\n".join(table))
     if o.OUT:

@@ -12,7 +12,8 @@ def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
     )
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
-    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    measured, computed = table.split("Largest batches")
+    lines = [line.split(" | ") for line in measured.splitlines() if line.startswith("| ")][1:]
     what = [line[0].partition(":")[0].strip("| ") for line in lines]
     assert what.pop(4).startswith("the same, % of the bfloat16 matrix product")
     assert what == [
@@ -26,6 +27,8 @@ def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
     for line in lines[:-1]:
         plain, ours = (float(cell.split()[0]) for cell in line[1:3])
         assert plain > 0 and ours > 0 and float(line[3].strip("| ")) > 0
+    batches = [[int(cell) for cell in line.strip("| ").split(" | ")[1:]] for line in computed.splitlines()[4:]]
+    assert batches == [sorted(row) for row in batches] and batches[0] > batches[1] > batches[2]
 
 
 def test_the_row_says_how_many_times_ours_is_better():
