@@ -1,24 +1,23 @@
-"""Make the four folders that train.py reads: train_images, train_masks, val_images and val_masks.
+"""Make and check the folders that train.py reads: train_images, train_masks, val_images and val_masks.
 
 python prepare_data.py sample                     # render a sample set of cars into data/sample/
+python prepare_data.py check photos/ masks/       # say what they hold, and everything that is wrong with them
 python prepare_data.py split photos/ masks/       # share out your own photographs and masks into data/
 """
 
 import os
 import random
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from errors import BadInput, run_script
 from options import OptionParser
-from reading import find_pairs
+from reading import CARVANA_NAME, find_pairs
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
 SAMPLE_DIR = Path("data/sample")
-CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
 
 
 def sample_if_empty(dirs: Sequence[str]) -> Sequence[str]:
@@ -98,6 +97,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.add_argument("--val_cars", type=int, default=2, help="cars to score on (default: %(default)s)")
 
+    command = commands.add_parser("check", help="check photographs and masks, as train.py does at its start")
+    command.add_argument("images", help="folder of photographs")
+    command.add_argument("masks", help="folder of their masks")
+    command.add_argument(
+        "--cache_dir", default="data/cache", help='remembers what was checked; "" does not (default: %(default)s)'
+    )
+
     command = commands.add_parser("split", help="share out your own photographs and masks")
     command.add_argument("images", help="folder of photographs")
     command.add_argument("masks", help="folder of their masks")
@@ -108,8 +114,13 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--move", action="store_true", help="move the files instead of linking them")
     options = vars(parser.parse_args(argv))
 
-    if options.pop("command") == "split":
+    command = options.pop("command")
+    if command == "split":
         split(**options)
+    elif command == "check":
+        from checks import check_folder  # with torch, which the other commands do without
+
+        check_folder(options["images"], options["masks"], options["cache_dir"])
     else:
         from sample import make_sample
 

@@ -27,6 +27,7 @@ MASK_SUFFIXES = (
 )  # what follows the photograph's stem
 MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
+CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
 MAX_CLASSES = 64  # distinct values of a mask that may be numbers of classes; a soft edge has more
 
 # How a file begins that is no picture for us, what it is, and what to do.
