@@ -78,10 +78,11 @@ def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
     for file in mask_files:
         masks.setdefault(_same(file.name), []).append(file)
 
-    pairs, bad = [], []
+    pairs, bad, used = [], [], set(images)
     for image in images:
         tried = [image.stem + suffix for suffix in MASK_SUFFIXES]
         found = [file for name in tried for file in masks.get(_same(name), ()) if file != image]
+        used.update(found)
         if not found:
             finding = f"no mask in {mask_dir}; tried {', '.join(tried)}"
             bad.append(BadInput(image, finding, "Add the mask or remove it"))
@@ -93,7 +94,6 @@ def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
     folders = sorted({*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)})
     pictures = [folder for folder in folders if _is_picture(folder, MASK_FILES)]
     bad += [BadInput(folder, "a folder, though named like a picture", "Rename or remove it") for folder in pictures]
-    used = {*images, *(mask for _, mask in pairs)}
     others = sorted({*files, *mask_files} - used)
     unused = [file for file in others if file.parent == Path(mask_dir) and _is_picture(file, MASK_FILES)]
     return Scan(
