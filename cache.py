@@ -1,22 +1,30 @@
-"""Resized photographs and masks kept in a file, so that only the first run decodes them."""
+"""The one pass over the photographs and masks, and what is kept of it so that later runs decode nothing.
+
+That is the resized pairs, in a file of equal records, and the facts about each pair, which checks.py judges.
+"""
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from machine import count_cores, leave_signals_to_parent
-from reading import Pair, Size, read_pair
+from errors import BadInput, refuse
+from machine import count_cores, explaining, leave_signals_to_parent, writable_folder
+from reading import Facts, Pair, Size, examine_pair
 
-VERSION = 1  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
+VERSION = 2  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
+SMALL = (16, 24)  # where the check alone needs the pixels: a JPEG decodes fastest at an eighth or less
+REMEDY = 'Give a CACHE_DIR that can be written, or "" for none'
 
 
 class PairCache:
@@ -33,7 +41,7 @@ class PairCache:
 
 
 class _Records(Dataset):
-    """The records that a cache is to hold, read from the photographs."""
+    """What a pass reads from each pair: a record for the cache, and the facts. Or what is wrong with the pair."""
 
     def __init__(self, pairs: list[Pair], size: Size) -> None:
         self.pairs, self.size = pairs, size
@@ -41,8 +49,12 @@ class _Records(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return np.concatenate([array.ravel() for array in read_pair(self.pairs[index], self.size)])
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Facts] | tuple[None, BadInput]:
+        try:
+            image, mask, facts = examine_pair(self.pairs[index], self.size)
+        except BadInput as error:
+            return None, error
+        return np.concatenate([image.ravel(), mask.ravel()]), facts
 
 
 def open_cache(pairs: list[Pair], size: Size, folder: str | Path) -> PairCache | None:
@@ -50,54 +62,122 @@ def open_cache(pairs: list[Pair], size: Size, folder: str | Path) -> PairCache |
 
     Its name tells the folders and everything that its content depends on: a file's name, length or time of change,
     the size, the version. So another content is another file, and the one before is removed. None, with a line that
-    says so, where the disk has no room for it.
+    says so, where the disk has no room for it. Raises BadInput for pairs that can't be read.
     """
-    folder = Path(folder)
-    home = hashlib.sha256(
-        "\n".join(sorted({str(file.parent.resolve()) for pair in pairs for file in pair})).encode()
-    )
-    prefix = f"{home.hexdigest()[:12]}_{size[0]}x{size[1]}_"
-    path = folder / f"{prefix}{_fingerprint(pairs, size)}.bin"
+    path = _cache_path(pairs, size, folder)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        needed = len(pairs) * 4 * size[0] * size[1]
-        if needed + SPARE_BYTES > shutil.disk_usage(folder).free:
-            print(f"no room in {folder} for a cache of {needed / 1e9:.1f} GB: each epoch will decode every file")
+        if not _has_room(pairs, size, folder):
+            needed = len(pairs) * 4 * size[0] * size[1] / 1e9
+            print(f"no room in {folder} for a cache of {needed:.1f} GB: each epoch will decode every file")
             return None
-        _write(path, pairs, size)
-        hour_ago = time.time() - 3600
-        for old in folder.glob(f"{prefix}*"):
-            if old != path and (old.suffix == ".bin" or old.stat().st_mtime < hour_ago):  # or left by a killed run
-                with contextlib.suppress(OSError):  # Windows keeps a file that another run has open
-                    old.unlink()
+        refuse([finding for finding in _read_all(pairs, size, path) if isinstance(finding, BadInput)])
     return PairCache(path, size)
 
 
-def _fingerprint(pairs: list[Pair], size: Size) -> str:
-    digest = hashlib.sha256(repr((VERSION, size)).encode())
-    for file in (file for pair in pairs for file in pair):
-        status = file.stat()
-        digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+def gather_facts(pairs: list[Pair], size: Size | None = None, folder: str | Path = "") -> list[Facts | BadInput]:
+    """The facts about each pair, or what is wrong with it.
+
+    With `folder`, facts are remembered there, and pairs are read only where a file's name, length or time of change
+    is new. Where all are new and there is a `size`, the same pass makes the cache. What is wrong is not remembered:
+    a file that had no permission to be read looks the same when it has got one.
+    """
+    stamps = [_stamp(pair) for pair in pairs]
+    memory = Path(folder, f"{_home(pairs)}_facts.json") if folder and pairs else None
+    known = _recall(memory) if memory else {}
+    unknown = [pair for pair, stamp in zip(pairs, stamps, strict=True) if stamp not in known]
+    path = None
+    if memory and size and not known and _has_room(pairs, size, folder):
+        path = _cache_path(pairs, size, folder)
+    fresh = iter(_read_all(unknown, size or SMALL, path if path and not path.exists() else None))
+    found = [known[stamp] if stamp in known else next(fresh) for stamp in stamps]
+    if memory and unknown:
+        facts = {stamp: fact for stamp, fact in zip(stamps, found, strict=True) if isinstance(fact, Facts)}
+        part = writable_folder(memory.parent, REMEDY) / f"{memory.stem}.{os.getpid()}.part"
+        with explaining():
+            part.write_text(json.dumps({"version": VERSION, "facts": facts}), encoding="ascii")
+            os.replace(part, memory)
+    return found
 
 
-def _write(path: Path, pairs: list[Pair], size: Size) -> None:
-    """Decode every pair into `path`, which appears only when it is whole."""
-    part = path.with_suffix(f".{os.getpid()}.part")
+def _recall(memory: Path) -> dict[str, Facts]:
+    """The facts in a file, by stamp; none where it is absent, broken or of another version."""
+    try:
+        content = json.loads(memory.read_text(encoding="ascii"))
+        if content["version"] == VERSION:
+            return {stamp: Facts(tuple(size), *rest) for stamp, (size, *rest) in content["facts"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # everything is read again
+    return {}
+
+
+def _stamp(pair: Pair) -> str | None:
+    """What changes with a pair's files: their names, lengths and times of change. None for a broken link."""
+    try:
+        return "\0".join(f"{path.name}\0{(s := path.stat()).st_size}\0{s.st_mtime_ns}" for path in pair)
+    except OSError:
+        return None
+
+
+def _home(pairs: list[Pair]) -> str:
+    """A name for the folders that the pairs come from."""
+    folders = sorted({str(folder.resolve()) for folder in {file.parent for pair in pairs for file in pair}})
+    return hashlib.sha256("\n".join(folders).encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def _prefix(pairs: list[Pair], size: Size) -> str:
+    return f"{_home(pairs)}_{size[0]}x{size[1]}_"
+
+
+def _cache_path(pairs: list[Pair], size: Size, folder: str | Path) -> Path:
+    digest = hashlib.sha256(repr((VERSION, size, [_stamp(pair) for pair in pairs])).encode())
+    return Path(folder, f"{_prefix(pairs, size)}{digest.hexdigest()[:16]}.bin")
+
+
+def _has_room(pairs: list[Pair], size: Size, folder: str | Path) -> bool:
+    needed = len(pairs) * 4 * size[0] * size[1]
+    return needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(Path(folder), REMEDY)).free
+
+
+def _read_all(pairs: list[Pair], size: Size, path: Path | None = None) -> list[Facts | BadInput]:
+    """Read every pair, in several processes. With `path`, also write the records there: the file appears only where
+    every pair could be read, when it is whole, and older ones of the same folders and size go."""
+    if not pairs:
+        return []
     workers = min(count_cores(), len(pairs) // 16)  # a process is not worth starting for a few files
     loader = DataLoader(
         _Records(pairs, size),
         batch_size=None,
+        collate_fn=_as_it_is,
         num_workers=workers,
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else it would draw from the run's own, and change the first weights
     )
+    part = path.with_suffix(f".{os.getpid()}.part") if path else Path(os.devnull)
+    found = []
     try:
-        with open(part, "wb") as file:
-            for record in tqdm(loader, desc=f"reading {pairs[0][0].parent}", unit="pairs", delay=1):
-                file.write(record.numpy())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with explaining(), open(part, "wb") as file:
+            for record, finding in tqdm(loader, desc=f"reading {pairs[0][0].parent}", unit="pairs", delay=1):
+                found.append(finding)
+                if path and record is not None:
+                    file.write(record)
+            if path and not any(isinstance(finding, BadInput) for finding in found):
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(part, path)
+                _remove_old(path, _prefix(pairs, size))
     finally:
-        part.unlink(missing_ok=True)
+        if path:
+            part.unlink(missing_ok=True)
+    return found
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _remove_old(path: Path, prefix: str) -> None:
+    hour_ago = time.time() - 3600
+    for old in path.parent.glob(f"{prefix}*"):
+        if old != path and (old.suffix == ".bin" or old.stat().st_mtime < hour_ago):  # or left by a killed run
+            with contextlib.suppress(OSError):  # Windows keeps a file that another run has open
+                old.unlink()

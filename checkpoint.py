@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from errors import BadInput
 from machine import writable_folder
 
+FORMAT = 1  # of what a checkpoint holds: raise it where older code would misread a new one
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights
 
 
@@ -26,6 +28,10 @@ def save_checkpoint(state: dict[str, Any], filename: str | Path = "my_checkpoint
     Raises BadInput, with the old file as it was, where the new one can't be written.
     """
     _write(_to_bytes(state), Path(filename))
+
+
+class NewerFormat(BadInput):
+    """A checkpoint that a newer version of this repository wrote: whole, but not for this one."""
 
 
 class CheckpointWriter:
@@ -88,7 +94,7 @@ class CheckpointWriter:
         try:
             return read_checkpoint(self.latest)
         except BadInput as error:
-            if not self.previous.exists():
+            if isinstance(error, NewerFormat) or not self.previous.exists():
                 raise
             state = read_checkpoint(self.previous)
             _place_copy(self.previous, self.latest)  # else the next save would make the broken one the previous
@@ -162,7 +168,9 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
                 broken = archive.testzip()
             if broken:
                 raise ValueError(f"the checksum of {broken} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a foreign pickle gets one line, ours
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken files raise almost anything, from EOFError to UnicodeDecodeError
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise BadInput(path, f"not a checkpoint that can be read ({reason})", "Use another checkpoint") from error
@@ -172,39 +180,56 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise BadInput(path, "holds no 'state_dict'", "Use a checkpoint that train.py wrote")
         state = {"state_dict": state}  # weights alone
+    if not isinstance(state["state_dict"], dict):
+        raise BadInput(path, "holds no weights by name", "Use a checkpoint that train.py wrote")
+    if "step" in state and state.get("format", 1) > FORMAT:
+        finding = f"written by a newer version (format {state['format']}, where this one knows {FORMAT})"
+        raise NewerFormat(path, finding, "Update this repository, or use another checkpoint")
     return state
 
 
-def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module, optimizer: Optimizer | None = None) -> None:
+def load_checkpoint(
+    checkpoint: dict[str, Any], model: nn.Module, optimizer: Optimizer | None = None, *, name: str = "checkpoint"
+) -> None:
     """Put a checkpoint's weights into `model` and its optimizer's state into `optimizer`.
 
-    Raises BadInput, with neither changed, where weights are not finite or anything doesn't fit.
+    Raises BadInput about `name`, with neither changed, where weights are not finite or anything doesn't fit.
     """
     weights = plain_weights(checkpoint)
     expected = model.state_dict()
-    differences = [f"{name} is missing" for name in expected if name not in weights]
-    differences += [f"{name} is not expected" for name in weights if name not in expected]
+    differences = [f"{key} is missing" for key in expected if key not in weights]
+    differences += [f"{key} is not expected" for key in weights if key not in expected]
     differences += [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
+        f"{key} is {_shape(weights[key])} instead of {_shape(value)}"
+        for key, value in expected.items()
+        if key in weights and _shape(weights[key]) != _shape(value)
     ]
     if differences:
         finding = f"made for another model: {'; '.join(differences[:3])} ({len(differences)} differences in all)"
-        raise BadInput("checkpoint", finding, "Give the FEATURES and NUM_CLASSES that it was made with")
+        raise BadInput(name, finding, "Give the FEATURES and NUM_CLASSES that it was made with")
     if not all_finite(weights):
-        raise BadInput("checkpoint", "its weights are not finite", "Use an earlier one")
+        raise BadInput(name, "its weights are not finite", "Use an earlier one")
     if optimizer is not None:
-        ours, theirs = optimizer.state_dict()["param_groups"], checkpoint["optimizer"]["param_groups"]
-        if [set(group) for group in ours] != [set(group) for group in theirs]:
-            raise BadInput("checkpoint", "made by another optimizer", "Use the one it was made with")
+        if _kind(optimizer.state_dict()) != _kind(checkpoint.get("optimizer", {})):
+            raise BadInput(name, "made by another optimizer", "Use the one it was made with")
         optimizer.load_state_dict(checkpoint["optimizer"])
     model.load_state_dict(weights)
 
 
 def plain_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A checkpoint's weights by the names that the model itself gives them."""
-    return {_plain(name): value for name, value in checkpoint["state_dict"].items()}
+    return {_plain(key): value for key, value in checkpoint["state_dict"].items()}
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+
+
+def _kind(state: dict[str, Any]) -> list[Any]:
+    """What tells the state of one optimizer from that of another: its settings' names, the size of each group, and
+    the one setting in which Adam and AdamW differ."""
+    groups = state.get("param_groups", [])
+    return [(set(group), len(group["params"]), group.get("decoupled_weight_decay")) for group in groups]
 
 
 def _plain(name: str) -> str:

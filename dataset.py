@@ -65,7 +65,10 @@ class CarvanaDataset(Dataset):
                 # then agree: two flips would always come together.
                 generator = np.random.default_rng((self.seed, epoch, index))
                 self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-            augmented = self.transform(image=image, mask=mask)
+            try:
+                augmented = self.transform(image=image, mask=mask)
+            except Exception as error:
+                raise RuntimeError(f"the transform failed on {self.pairs[index][0]}") from error
             image, mask = augmented["image"], augmented["mask"]
         return image, mask.float() if isinstance(mask, torch.Tensor) else mask.astype(np.float32)
 

@@ -1,7 +1,7 @@
 """The one way to refuse bad input: raise BadInput anywhere, and the script ends with one line and status 2."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -17,6 +17,30 @@ class BadInput(ValueError):
         if not finding:  # a DataLoader raises its worker's exception anew, from the text of its traceback
             line = str(subject).strip().rpartition("BadInput: ")[2]
         super().__init__(line if line.isprintable() else ascii(line)[1:-1])  # a file's name may hold a line break
+
+
+class BadInputs(BadInput):
+    """Several findings told together: a line for each of the first 20, and their number."""
+
+    SHOWN = 20
+
+    def __init__(self, errors: Sequence[BadInput]) -> None:
+        super().__init__("")
+        self.errors = list(errors)
+        lines = [str(error) for error in errors[: self.SHOWN]]
+        shown = f", of which these are the first {self.SHOWN}" if len(errors) > self.SHOWN else ""
+        self.args = ("\n".join([*lines, f"{len(errors)} findings in all{shown}"]),)
+
+
+def refuse(errors: Sequence[BadInput]) -> None:
+    """Raise all of `errors` together, or the only one; nothing where there are none."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else BadInputs(errors)
+
+
+def warn(subject: str | Path, finding: str, remedy: str) -> None:
+    """Say in one line on standard error what may be wrong, and go on. The phrases are BadInput's."""
+    print(f"warning: {BadInput(subject, finding, remedy)}", file=sys.stderr)
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -4,13 +4,50 @@ import atexit
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from errors import BadInput
+from errors import BadInput, warn
+
+# What a machine can run out of: how the system says so, what it means, and what to do. Searched in this order.
+LIMITS = (
+    (
+        r"DataLoader worker|shared memory|</torch_",
+        "a process that reads photographs died",
+        "Set NUM_WORKERS lower, or to 0, or allow more memory (in Docker, --shm-size 8g)",
+    ),
+    (
+        r"out of memory|allocate memory|MemoryError|not enough memory",
+        "out of memory",
+        "Lower BATCH_SIZE, IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    ),
+    (
+        r"No space left|quota exceeded|File too large",
+        "the disk is full",
+        "Make room; what was saved before is whole",
+    ),
+    (r"Too many open files", "too many open files", "Set NUM_WORKERS lower, or raise ulimit -n"),
+)
+
+
+@contextmanager
+def explaining(subject: str = "reading photographs") -> Iterator[None]:
+    """Make a BadInput of what the body raises where the machine has run out of something; `subject` is the work."""
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        text = f"{type(error).__name__}: {error}"
+        for pattern, finding, remedy in LIMITS:
+            if re.search(pattern, text, re.I):
+                raise BadInput(subject, f"{finding} ({text.splitlines()[0].rstrip('. ')[:200]})", remedy) from error
+        raise
 
 
 def count_cores() -> int:
@@ -18,14 +55,14 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def writable_folder(folder: Path, option: str = "OUT_DIR") -> Path:
+def writable_folder(folder: Path, remedy: str = "Give another --OUT_DIR") -> Path:
     """The folder, made where it is missing. Raises BadInput where it can't be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise BadInput(folder, f"can't be written to ({error.strerror})", f"Give another --{option}") from error
+        raise BadInput(folder, f"can't be written to ({error.strerror})", remedy) from error
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -53,7 +90,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         if _cpu_can("amx_tile") or not _cpu_is_intel():
             fits["auto"] = torch.bfloat16
     if name not in fits:
-        print(f"PRECISION {name}: {device} does not have it in hardware, so this run uses {fits['auto']}")
+        uses = str(fits["auto"]).removeprefix("torch.")
+        warn(f"PRECISION {name}", f"{device} does not have it in hardware", f"This run uses {uses}")
     return fits.get(name, fits["auto"])
 
 
@@ -92,6 +130,9 @@ def choose_num_workers(number: int | str, device: torch.device) -> int:
     busy, and reading takes them a hundredth of the time of learning."""
     if number == "auto":
         return 0 if device.type == "cpu" else min(8, count_cores())
+    if int(number) > count_cores():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's own words for it, in two lines
+        warn(f"NUM_WORKERS {number}", f"more than the {count_cores()} cores here", "Fewer are likely to be faster")
     return int(number)
 
 

@@ -233,10 +233,10 @@ def main(argv: list[str] | None = None) -> None:
         pairs = with_masks(photographs, options.MASK_DIR)
     device = choose_device(options.DEVICE)
     model, size, precision = load_network(options.CHECKPOINT, device)
-    out = writable_folder(Path(options.OUT), "OUT") if options.OUT else None
+    out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
     submission = Path(options.SUBMISSION) if options.SUBMISSION else None
     if submission is not None:
-        writable_folder(submission.parent, "SUBMISSION")
+        writable_folder(submission.parent, "Give another --SUBMISSION")
 
     results = predict_photographs(
         pairs,

@@ -1,6 +1,7 @@
-"""Make the four folders that train.py reads: train_images, train_masks, val_images and val_masks.
+"""Make and check the folders that train.py reads: train_images, train_masks, val_images and val_masks.
 
 python prepare_data.py sample                     # render a sample set of cars into data/sample/
+python prepare_data.py check photos/ masks/       # say what they hold, and everything that is wrong with them
 python prepare_data.py split photos/ masks/       # share out your own photographs and masks into data/
 python prepare_data.py carvana                    # share out Kaggle's train.zip and train_masks.zip
 """
@@ -9,7 +10,6 @@ import contextlib
 import filecmp
 import os
 import random
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +20,11 @@ from tqdm import tqdm
 from carvana import TUTORIAL_CARS, Member, find_carvana
 from errors import BadInput, run_script
 from options import OptionParser
-from reading import find_pairs
+from reading import CARVANA_NAME, find_pairs
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
 SAMPLE_DIR = Path("data/sample")
-CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
 
 File = Path | Member  # on the disk, or in an archive
 Pair = tuple[File, File]  # a photograph and its mask
@@ -162,6 +161,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.add_argument("--val_cars", type=int, default=2, help="cars to score on (default: %(default)s)")
 
+    command = commands.add_parser("check", help="check photographs and masks, as train.py does at its start")
+    command.add_argument("images", help="folder of photographs")
+    command.add_argument("masks", help="folder of their masks")
+    command.add_argument(
+        "--cache_dir", default="data/cache", help='remembers what was checked; "" does not (default: %(default)s)'
+    )
+
     command = commands.add_parser("split", help="share out your own photographs and masks")
     command.add_argument("images", help="folder of photographs")
     command.add_argument("masks", help="folder of their masks")
@@ -190,6 +196,10 @@ def main(argv: list[str] | None = None) -> None:
         from sample import make_sample
 
         make_sample(options["out"], options["train_cars"], options["val_cars"])
+    elif command == "check":
+        from checks import check_folder  # with torch, which the other commands do without
+
+        check_folder(options["images"], options["masks"], options["cache_dir"])
     else:
         {"split": split, "carvana": carvana}[command](**options)
 

@@ -1,26 +1,65 @@
 """Photographs and masks in files, as arrays."""
 
+import difflib
+import hashlib
+import io
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from errors import BadInput
+from errors import BadInput, refuse
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-MASK_SUFFIXES = ("_mask.gif", "_mask.png", ".png", ".gif")  # what follows the photograph's stem
+MASK_SUFFIXES = (
+    "_mask.gif",
+    "_mask.png",
+    ".png",
+    ".gif",
+    "_mask.jpg",
+    ".jpg",
+)  # after the photograph's stem
+MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
+CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
+MAX_CLASSES = 64  # distinct values of a mask that may be numbers of classes; a soft edge has more
+
+# How a file begins that is no picture for us, what it is, and what to do.
+NO_PICTURES = (
+    (rb"\Z", "an empty file", "Copy or download it again"),
+    (rb"version https://git-lfs", "a git-lfs pointer to a picture", "Run git lfs pull"),
+    (rb"\s*<(!doctype|html|\?xml)", "a web page or XML", "Download it again"),
+    (rb"%!PS|%PDF|8BPS|SIMPLE  =", "a PostScript, PDF, Photoshop or FITS file", "Save it as JPEG or PNG"),
+    (rb"....ftyp", "a HEIC, AVIF or film file", "Save it as JPEG or PNG"),
+    (rb"[\s -~]*\Z", "a text file", "Replace or remove it"),
+    (rb"", f"none of {', '.join(FORMATS)}", "Save it as JPEG or PNG, or remove it"),
+)
 
 Size = tuple[int, int]  # (height, width) in pixels, as arrays and tensors have it
 Pair = tuple[Path, Path]  # a photograph and its mask
 
 
+class Scan(NamedTuple):
+    """What two folders hold, by names alone."""
+
+    pairs: list[Pair]  # sorted by name
+    bad: list[BadInput]  # photographs with no mask or with two, and folders named like pictures
+    unused: list[Path]  # masks without a photograph
+    subfolders: list[Path]  # which nothing looks into
+    skipped: list[Path]  # hidden files, and those without a picture's ending
+
+
 def find_pairs(image_dir: str | Path, mask_dir: str | Path) -> list[Pair]:
     """Every photograph of a folder with its mask, sorted by name. Raises BadInput as the two functions below do."""
-    return with_masks(find_photographs(image_dir), mask_dir)
+    found = scan(image_dir, mask_dir)
+    refuse(found.bad)
+    return found.pairs
 
 
 def find_photographs(folder: str | Path) -> list[Path]:
@@ -29,39 +68,91 @@ def find_photographs(folder: str | Path) -> list[Path]:
     Hidden files and files without a picture's ending are skipped. Raises BadInput for a missing folder and for one
     without photographs.
     """
-    images = [file for file in _files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in _listing(folder)[0] if _is_picture(file, IMAGE_SUFFIXES)]
     if not images:
         raise BadInput(folder, "no photographs here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
     return images
 
 
-def with_masks(images: Iterable[Path], mask_dir: str | Path) -> list[Pair]:
-    """Each photograph with its mask.
-
-    The mask of `NAME.jpg` is `NAME_mask.gif`, `NAME_mask.png`, `NAME.png` or `NAME.gif`. Raises BadInput for a
-    missing folder and for a photograph with no mask or with two.
-    """
-    masks: dict[str, list[Path]] = {}
-    for file in _files(mask_dir):
-        masks.setdefault(_same(file.name), []).append(file)
-
-    pairs = []
-    for image in images:
-        tried = [image.stem + suffix for suffix in MASK_SUFFIXES]
-        found = [file for name in tried for file in masks.get(_same(name), ()) if file != image]
-        if not found:
-            raise BadInput(image, f"no mask in {mask_dir}; tried {', '.join(tried)}", "Add the mask or remove it")
-        if len(found) > 1:
-            raise BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them")
-        pairs.append((image, found[0]))
+def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:
+    """Each photograph with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or another of MASK_SUFFIXES. Raises
+    BadInput for a missing folder and for each photograph with no mask or with two."""
+    pairs, bad, _ = _match(images, _listing(mask_dir)[0], mask_dir)
+    refuse(bad)
     return pairs
 
 
-def _files(folder: str | Path) -> list[Path]:
-    if not os.path.isdir(folder):
-        raise BadInput(folder, "no such folder", "Give a folder that exists")
-    with os.scandir(folder) as entries:
-        return sorted(Path(folder, e.name) for e in entries if not e.name.startswith(".") and not e.is_dir())
+def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
+    """Pair the photographs of a folder with the masks of another. Raises BadInput for a missing or empty folder."""
+    files, folders = _listing(image_dir)
+    mask_files, mask_folders = _listing(mask_dir)
+    images = find_photographs(image_dir)
+    pairs, bad, used = _match(images, mask_files, mask_dir)
+    folders = sorted({*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)})
+    pictures = [folder for folder in folders if _is_picture(folder, MASK_FILES)]
+    bad += [BadInput(folder, "a folder, though named like a picture", "Rename or remove it") for folder in pictures]
+    others = sorted({*files, *mask_files} - used)
+    unused = [file for file in others if file.parent == Path(mask_dir) and _is_picture(file, MASK_FILES)]
+    return Scan(
+        pairs,
+        bad,
+        unused,
+        [folder for folder in folders if folder not in pictures and not folder.name.startswith(".")],
+        [file for file in others if file not in unused],
+    )
+
+
+def _match(
+    images: Sequence[Path], mask_files: Sequence[Path], mask_dir: str | Path
+) -> tuple[list[Pair], list[BadInput], set[Path]]:
+    """The pairs, what is wrong with photographs that have no mask or two, and all files taken for one of these."""
+    masks: dict[str, list[Path]] = {}
+    for file in mask_files:
+        masks.setdefault(_same(file.name), []).append(file)
+    pairs, bad, used = [], [], set(images)
+    for image in images:
+        tried = [image.stem + suffix for suffix in MASK_SUFFIXES]
+        found = [file for name in tried for file in masks.get(_same(name), ()) if file != image]
+        used.update(found)
+        if not found:
+            finding = f"no mask in {mask_dir}; tried {', '.join(tried)}"
+            bad.append(BadInput(image, finding, "Add the mask or remove it"))
+        elif len(found) > 1:
+            bad.append(BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them"))
+        else:
+            pairs.append((image, found[0]))
+    return pairs, bad, used
+
+
+def _is_picture(path: Path, suffixes: Sequence[str]) -> bool:
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def _listing(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """The files and the folders of a folder, sorted by name."""
+    found: tuple[list[Path], list[Path]] = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                found[os.path.isdir(entry)].append(Path(folder, entry.name))
+    except FileNotFoundError as error:
+        raise BadInput(folder, "no such folder", nearest_folder(Path(folder))) from error
+    except OSError as error:
+        raise BadInput(folder, f"can't be read as a folder ({error.strerror})", "Give another folder") from error
+    return sorted(found[0]), sorted(found[1])
+
+
+def nearest_folder(missing: Path) -> str:
+    """What to do about a folder that isn't there: the nearest name that is."""
+    there = next((parent for parent in missing.absolute().parents if parent.is_dir()), Path())
+    name = missing.absolute().relative_to(there).parts[0]
+    names = [path.name for path in there.iterdir() if path.is_dir()]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return (
+        f"Perhaps you meant {missing.parent / near[0] if missing.parent.is_dir() else there / near[0]}"
+        if near
+        else (f"The folders in {there} are: {', '.join(sorted(names)) or 'none'}")
+    )
 
 
 def _same(name: str) -> str:
@@ -81,19 +172,8 @@ def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
 
 def read_with_size(path: str | Path, size: Size | None = None) -> tuple[np.ndarray, Size]:
     """What `read_image` gives, and the (height, width) that the upright photograph has before it is scaled."""
-    with _opened(path) as picture:
-        own, drafted = picture.size, None
-        if size is not None:
-            sideways = picture.getexif().get(0x0112, 1) in range(5, 9)  # these orientations swap the sides
-            own = own[::-1] if sideways else own
-            drafted = picture.draft(None, size if sideways else size[::-1])
-        picture = ImageOps.exif_transpose(picture)
-        own = own if drafted else picture.size  # only a JPEG is drafted; a TIFF turns itself
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # convert() would saturate
-        elif picture.mode in ("I", "F"):
-            raise BadInput(path, f"pixels of type {picture.mode}, whose range is unknown", "Save it with 8 bits")
-        return np.array(_scaled(picture.convert("RGB"), size)), own[::-1]
+    decoded = _decode(path, _read_bytes(path), size)
+    return _to_image(decoded, path, size), decoded.size
 
 
 def read_mask(path: str | Path, size: Size | None = None) -> np.ndarray:
@@ -103,37 +183,122 @@ def read_mask(path: str | Path, size: Size | None = None) -> np.ndarray:
     otherwise foreground is 128 and up. With `size`, a pixel is foreground where at least half of its area is:
     so the mask stays centred on its photograph, where nearest-neighbour scaling would shift it.
     """
-    with _opened(path) as picture:
-        picture = _one_band(picture, path)
-        lowest, largest = picture.getextrema()
-        levels = list(range(256))
-        if picture.mode == "P":
-            colours = picture.getpalette("RGB") + [0] * 768
-            if all(len(set(colours[3 * index : 3 * index + 3])) == 1 for index in range(lowest, largest + 1)):
-                levels = colours[: 3 * 256 : 3]
-                largest = max(levels[lowest : largest + 1])
-        if 1 < largest < 128:
-            finding = f"values up to {largest}, where background is 0 and foreground 1 or 255"
-            raise BadInput(path, finding, "Save it in black and white")
-        threshold = 1 if largest <= 1 else 128
-        mask = picture.point([255 if level >= threshold else 0 for level in levels], "L")
-        return (np.asarray(_scaled(mask, size)) >= 128).astype(np.uint8)
+    return _to_mask(_decode(path, _read_bytes(path)), path, size)[0]
+
+
+class Facts(NamedTuple):
+    """What reading a pair in full tells beside its pixels."""
+
+    size: Size  # the photograph's own, upright
+    foreground: float  # share of the mask's pixels
+    between: float  # share of the mask's pixels that are neither its darkest nor its brightest value
+    digest: str  # of the photograph's bytes
 
 
 def read_pair(pair: Pair, size: Size | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A photograph and its mask, uint8 (H, W, 3) and {0, 1} (H, W). Raises BadInput where their sizes differ."""
-    image, mask = read_image(pair[0], size), read_mask(pair[1], size)
-    if image.shape[:2] != mask.shape:
-        sizes = f"{mask.shape[1]}x{mask.shape[0]}, its photograph {image.shape[1]}x{image.shape[0]}"
-        raise BadInput(pair[1], f"the mask is {sizes}", "Give both the same size")
-    return image, mask
+    return examine_pair(pair, size)[:2]
+
+
+def examine_pair(pair: Pair, size: Size | None = None) -> tuple[np.ndarray, np.ndarray, Facts]:
+    """What `read_pair` gives, and the facts about it that the same reading tells."""
+    contents = [_read_bytes(path) for path in pair]
+    if contents[0] == contents[1]:
+        raise BadInput(pair[1], "byte for byte its photograph", "Put the mask in its place")
+    photograph, truth = _decode(pair[0], contents[0], size), _decode(pair[1], contents[1])
+    if photograph.size != truth.size:
+        (height, width), turned = photograph.size, " as its EXIF orientation turns it" if photograph.turned else ""
+        finding = f"the mask is {truth.size[1]}x{truth.size[0]}, its photograph {width}x{height}{turned}"
+        raise BadInput(pair[1], finding, "Give both the same size")
+    mask, foreground, between = _to_mask(truth, pair[1], size)
+    digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
+    return _to_image(photograph, pair[0], size), mask, Facts(photograph.size, foreground, between, digest)
+
+
+class _Decoded(NamedTuple):
+    picture: Image.Image  # turned upright; where it was decoded at a reduced scale, smaller than `size`
+    size: Size  # its own, upright
+    turned: bool  # by its EXIF orientation, so that height and width have changed places
+    lossy: bool  # a JPEG, whose values have strayed from those that were saved
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadInput(path, f"can't be read ({error.strerror})", "Replace or remove it") from error
+
+
+def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded:
+    """Decode a file's bytes, no finer than `size` needs; whatever goes wrong becomes a BadInput that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.format != "MPO" and getattr(picture, "is_animated", False):  # an MPO is one shot, twice
+            raise BadInput(path, f"holds {picture.n_frames} pictures", "Save the one that counts by itself")
+        turned = picture.getexif().get(0x0112, 1) in range(5, 9)  # these orientations swap the sides
+        own = picture.size if turned else picture.size[::-1]
+        lossy = picture.format in ("JPEG", "MPO")
+        drafted = size is not None and picture.draft(None, size if turned else size[::-1])
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        return _Decoded(picture, own if drafted else picture.size[::-1], turned, lossy)  # a TIFF turns itself
+    except BadInput:
+        raise
+    except Image.UnidentifiedImageError as error:
+        what, remedy = next(words for start, *words in NO_PICTURES if re.match(start, data[:64], re.I | re.S))
+        raise BadInput(path, f"can't be read as a picture ({what})", remedy) from error
+    except Exception as error:  # broken files raise almost anything, from SyntaxError to struct.error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise BadInput(path, f"can't be read as a picture ({reason})", "Replace or remove it") from error
+
+
+def _to_image(decoded: _Decoded, path: str | Path, size: Size | None) -> np.ndarray:
+    picture = decoded.picture
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # convert() would saturate
+    elif picture.mode in ("I", "F"):
+        raise BadInput(path, f"pixels of type {picture.mode}, whose range is unknown", "Save it with 8 bits")
+    return np.array(_scaled(picture.convert("RGB"), size))
+
+
+def _to_mask(decoded: _Decoded, path: str | Path, size: Size | None) -> tuple[np.ndarray, float, float]:
+    """The mask in {0, 1}, its share of foreground, and the share of pixels between its two ends."""
+    picture = _one_band(decoded.picture, path)
+    levels = np.arange(256)
+    counts = np.array(picture.histogram())
+    if picture.mode == "P":
+        colours = np.array((picture.getpalette("RGB") + [0] * 768)[:768]).reshape(256, 3)
+        if (colours[counts > 0] == colours[counts > 0, :1]).all():  # grays
+            levels = colours[:, 0]
+    values = np.unique(levels[counts > 0])
+    ends = np.isin(levels, values[[0, -1]])
+    if not decoded.lossy and (1 < values[-1] < 128 or _has_classes(picture, levels, values)):
+        finding = f"values up to {values[-1]}, {len(values)} in all, where background is 0 and foreground 1 or 255"
+        raise BadInput(path, finding, "Save it in black and white")
+    foreground = levels >= (1 if values[-1] <= 1 else 128)
+    mask = _scaled(picture.point((foreground * 255).tolist(), "L"), size)
+    total = counts.sum()
+    shares = counts[foreground].sum() / total, counts[~ends].sum() / total
+    return (np.asarray(mask) >= 128).astype(np.uint8), *map(float, shares)
+
+
+def _has_classes(picture: Image.Image, levels: np.ndarray, values: np.ndarray) -> bool:
+    """Whether values between the ends number classes: these are few and fill areas, while those along a soft edge
+    are many, or have no pixel whose neighbours are all like it."""
+    if not 2 < len(values) <= MAX_CLASSES:
+        return False
+    picture = picture.point(levels.tolist(), "L")
+    low, high = (np.asarray(picture.filter(f(3))) for f in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
+    return bool(np.isin(low[low == high], values[1:-1]).any())
 
 
 def _one_band(picture: Image.Image, path: str | Path) -> Image.Image:
     """A mask as a picture of mode P or L."""
     if picture.mode.startswith("I;16"):
-        values = np.asarray(picture)
-        return Image.fromarray((values if values.max() <= 1 else values >> 8).astype(np.uint8))
+        pixels = np.asarray(picture)
+        return Image.fromarray((pixels if pixels.max() <= 255 else pixels >> 8).astype(np.uint8))
     if picture.mode in ("LA", "RGB", "RGBA"):
         first, *others = picture.split()[: len(picture.mode.rstrip("A"))]
         if any(ImageChops.difference(first, other).getbbox() for other in others):
@@ -141,19 +306,7 @@ def _one_band(picture: Image.Image, path: str | Path) -> Image.Image:
         return first
     if picture.mode not in ("1", "L", "P"):
         raise BadInput(path, f"a mask with pixels of type {picture.mode}", "Save it with 8 bits")
-    picture.load()
     return picture.convert("L") if picture.mode == "1" else picture
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The opened picture; whatever goes wrong while it is read becomes a BadInput that names it."""
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG is a SyntaxError
-        reason = str(error).replace(f" {str(path)!r}", "")
-        raise BadInput(path, f"can't be read as a picture ({reason})", "Replace or remove it") from error
 
 
 def _scaled(picture: Image.Image, size: Size | None) -> Image.Image:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoint import CheckpointWriter, all_finite, load_checkpoint
+from checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
 from curves import Curves
 from dataset import CarvanaDataset, EpochBatches
-from errors import BadInput
+from errors import BadInput, warn
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
 SMALLEST_SCALE = 2.0**-10  # of a scaler: below it, float16 overflows in every step
@@ -42,11 +42,13 @@ class Run:
         curves: Curves,
         model_arguments: dict[str, Any],
         constants: dict[str, Any],
+        photographs: dict[str, Any],
         save_minutes: float,
     ) -> None:
         self.writer, self.dataset, self.batches = writer, dataset, batches
         self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
         self.curves, self.model_arguments, self.constants = curves, model_arguments, constants
+        self.photographs = photographs
         self.save_seconds = save_minutes * 60
         self.epoch = self.step = 0
         self.losses: list[Tensor] = []  # of the epoch's steps, left on the device
@@ -65,6 +67,7 @@ class Run:
         """Everything that the rest of the run depends on, as tensors and primitives."""
         kind, keys, *rest = np.random.get_state()
         return {
+            "format": FORMAT,
             "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -80,18 +83,24 @@ class Run:
                 "numpy": [kind, keys.tolist(), *rest],
             },
             "constants": self.constants,
+            "photographs": self.photographs,
             "model": self.model_arguments,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; from weights alone, or the tutorial's own checkpoint, start anew."""
-        if "epoch" not in state:
-            load_checkpoint(state, self.model)
+        """Go on from a saved state; from weights alone, or another script's checkpoint, start anew."""
+        name = str(self.writer.latest)
+        if "step" not in state:
+            load_checkpoint(state, self.model, name=name)
             return
-        load_checkpoint(state, self.model, self.optimizer)
+        load_checkpoint(state, self.model, self.optimizer, name=name)
+        if state.get("photographs", self.photographs) != self.photographs:
+            then, now = ("{train} and {val}".format(**some) for some in (state["photographs"], self.photographs))
+            finding = f"photographs have changed since it was written ({then} then, {now} now)"
+            warn(name, finding, "The run goes on with the new ones")
         self.scheduler.load_state_dict(state["scheduler"])
-        if state["scaler"] and self.scaler.is_enabled():
+        if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.best_dice = state["epoch"], state["step"], state["best_dice"]
         device = next(self.model.parameters()).device

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoint import CheckpointWriter
+from checks import check_run
 from curves import Curves
 from errors import run_script
 from losses import BCEDiceLoss
@@ -35,6 +36,7 @@ from machine import (
     choose_memory_format,
     choose_num_workers,
     choose_precision,
+    explaining,
     make_deterministic,
     writable_folder,
 )
@@ -177,13 +179,15 @@ def main(argv: list[str] | None = None) -> None:
         (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     )
 
+    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    photographs = check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR)
     train_loader, val_loader = get_loaders(
         *folders,
         options.BATCH_SIZE,
         *make_transforms(),
         choose_num_workers(options.NUM_WORKERS, device),
         options.PIN_MEMORY,
-        size=(options.IMAGE_HEIGHT, options.IMAGE_WIDTH),
+        size=size,
         cache_dir=options.CACHE_DIR,
         seed=options.SEED,
         min_steps=options.MIN_STEPS,
@@ -213,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         curves=curves,
         model_arguments=model_arguments,
         constants=vars(options),
+        photographs=photographs,
         save_minutes=options.SAVE_MINUTES,
     )
     if options.LOAD_MODEL:
@@ -223,12 +228,13 @@ def main(argv: list[str] | None = None) -> None:
     elif aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"]):
         print(f"the results of the run before are now in {aside}")
 
+    batch_size = train_loader.batch_sampler.batch_size
     print(
         f"{len(train_loader.dataset)} photographs to learn from, {len(val_loader.dataset)} to score on; "
-        f"{train_loader.batch_sampler.batch_size} a step, {len(train_loader)} steps an epoch; "
+        f"{batch_size} a step, {len(train_loader)} steps an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )
-    with run, closing(curves):
+    with explaining(f"batches of {batch_size} images of {size[0]}x{size[1]}"), run, closing(curves):
         while run.epoch < options.NUM_EPOCHS:
             print(f"epoch {run.epoch + 1} of {options.NUM_EPOCHS}")
             train_fn(

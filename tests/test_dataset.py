@@ -171,7 +171,7 @@ def test_two_flips_are_drawn_apart(tmp_path):
     (tmp_path / "i").mkdir(), (tmp_path / "m").mkdir()
     corner = np.zeros((2, 2), np.uint8)
     corner[0, 0] = 255
-    Image.fromarray(corner).save(tmp_path / "i/x.png"), Image.fromarray(corner).save(tmp_path / "m/x.png")
+    Image.fromarray(corner).save(tmp_path / "i/x.bmp"), Image.fromarray(corner).save(tmp_path / "m/x.png")
     transform = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
     dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", transform)
     corners = [int(dataset[epoch, 0][1].argmax()) for epoch in range(400)]
