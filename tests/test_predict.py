@@ -36,7 +36,7 @@ def trained(tmp_path_factory) -> Path:
     dirs = ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR")
     paths = (folder / name for name in ("train_images", "train_masks", "val_images", "val_masks"))
     words = [word for name, path in zip(dirs, paths, strict=True) for word in (f"--{name}", str(path))]
-    small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 8 16 --NUM_EPOCHS 6 --LEARNING_RATE 1e-2 --CACHE_DIR="
+    small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 8 16 --NUM_EPOCHS 6 --LEARNING_RATE 0.1 --CACHE_DIR="
     train.main([*words, *small.split(), "--OUT_DIR", str(folder)])
     return folder
 
@@ -346,7 +346,7 @@ def test_inputs_and_places_that_cant_be_used(run, trained, tmp_path, capsys):  #
         ([photographs, "--SUBMISSION", "x.csv", "--OUT", "", "--OVERLAY"], "OUT: empty, so there is nowhere"),
         ([photographs, "--OUT", tmp_path / "file"], "file: can't be written to (File exists). Give another --OUT."),
         ([photographs, "--SUBMISSION", tmp_path / "empty"], "empty is a folder)"),
-        ([photographs, "--MASK_DIR", trained / "train_masks"], "_01.jpg: no mask in "),
+        ([f"{photographs}/{3:012x}_01.jpg", "--MASK_DIR", trained / "train_masks"], "_01.jpg: no mask in "),
         ([photographs, "--THRESHOLD", "1"], "THRESHOLD: 1.0 can't be used. Give a number between 0 and 1."),
     ):
         assert expected in refused(lambda words=words: run(*words), capsys), words

@@ -69,7 +69,7 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
 
 
 def test_it_learns(folders, tmp_path, capsys):
-    train.main(folders + out(tmp_path, "--NUM_EPOCHS", "12", "--FEATURES", "8", "16", "--LEARNING_RATE", "1e-2"))
+    train.main(folders + out(tmp_path, "--NUM_EPOCHS", "12", "--FEATURES", "8", "16", "--LEARNING_RATE", "0.1"))
     last = [line for line in capsys.readouterr().out.splitlines() if "dice" in line][-1]
     assert float(last.partition("dice ")[2].partition(",")[0]) > 0.9
 
