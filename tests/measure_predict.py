@@ -1,6 +1,6 @@
 """Measure predict.py: its rate against the bare network's, its memory, and the masks that it encodes in a second.
 
-    python tests/measure_predict.py photos/ masks/ --checkpoint best_checkpoint.pth.tar    # POSIX only
+    python tests/measure_predict.py photos/ masks/ --checkpoint best_checkpoint.pth.tar    # Linux only
 
 The two rates take turns, five times; a figure is the median. Processor time is given too: other work on the machine
 disturbs it less.
@@ -36,14 +36,20 @@ def seconds(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def peak_memory(photographs: list[Path], checkpoint: str) -> float:
-    """The most memory, in MB, that the real command has held while it predicted these."""
+    """The most memory, in MB, that a process of its own has held when it has predicted these."""
+    # Not ru_maxrss, which a process takes over from the one that started it.
+    script = "import sys, predict; predict.main(sys.argv[1:]); print(open('/proc/self/status').read())"
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, predict.__file__, *map(str, photographs), "--CHECKPOINT", checkpoint]
-        process = subprocess.Popen([*command, "--OUT", out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status != 0:
-            raise RuntimeError(f"predict.py ended with status {status}")
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        words = [*map(str, photographs), "--CHECKPOINT", os.path.abspath(checkpoint), "--OUT", out]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words],
+            cwd=Path(predict.__file__).parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        )
+    return int(done.stdout.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:
