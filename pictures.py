@@ -84,7 +84,7 @@ def save_errors(picture: Picture, path: Path) -> None:
 
 
 def _black_and_white(mask: np.ndarray) -> np.ndarray:
-    return mask.astype(np.uint8) * 255
+    return mask.view(np.uint8) * np.uint8(255)
 
 
 def draw_sheet(rows: list[Picture], path: Path) -> None:
