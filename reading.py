@@ -233,17 +233,19 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded
     """Decode a file's bytes, no finer than `size` needs; whatever goes wrong becomes a BadInput that names it."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd tags, say, which change nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        if picture.format != "MPO" and getattr(picture, "is_animated", False):  # an MPO is one shot, twice
-            raise BadInput(path, f"holds {picture.n_frames} pictures", "Save the one that counts by itself")
-        turned = picture.getexif().get(0x0112, 1) in range(5, 9)  # these orientations swap the sides
-        own = picture.size if turned else picture.size[::-1]
-        lossy = picture.format in ("JPEG", "MPO")
-        drafted = size is not None and picture.draft(None, size if turned else size[::-1])
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
-        return _Decoded(picture, own if drafted else picture.size[::-1], turned, lossy)  # a TIFF turns itself
+            if picture.format != "MPO" and getattr(picture, "is_animated", False):  # an MPO is one shot, twice
+                raise BadInput(path, f"holds {picture.n_frames} pictures", "Save the one that counts by itself")
+            turned = picture.getexif().get(0x0112, 1) in range(5, 9)  # these orientations swap the sides
+            own = picture.size if turned else picture.size[::-1]
+            lossy = picture.format in ("JPEG", "MPO")
+            drafted = size is not None and picture.draft(None, size if turned else size[::-1])
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            own = own if drafted else picture.size[::-1]  # a TIFF has turned itself
+            return _Decoded(picture, own, turned, lossy)
     except BadInput:
         raise
     except Image.UnidentifiedImageError as error:
@@ -267,7 +269,7 @@ def _to_mask(decoded: _Decoded, path: str | Path, size: Size | None) -> tuple[np
     """The mask in {0, 1}, its share of foreground, and the share of pixels between its two ends."""
     picture = _one_band(decoded.picture, path)
     levels = np.arange(256)
-    counts = np.array(picture.histogram())
+    counts = _count_levels(picture)
     if picture.mode == "P":
         colours = np.array((picture.getpalette("RGB") + [0] * 768)[:768]).reshape(256, 3)
         if (colours[counts > 0] == colours[counts > 0, :1]).all():  # grays
@@ -282,6 +284,14 @@ def _to_mask(decoded: _Decoded, path: str | Path, size: Size | None) -> tuple[np
     total = counts.sum()
     shares = counts[foreground].sum() / total, counts[~ends].sum() / total
     return (np.asarray(mask) >= 128).astype(np.uint8), *map(float, shares)
+
+
+def _count_levels(picture: Image.Image) -> np.ndarray:
+    """The histogram of a picture of mode P or L. Most masks have two values, which numpy counts faster."""
+    pixels, counts = np.asarray(picture), np.zeros(256, np.int64)
+    for value in (pixels.min(), pixels.max()):
+        counts[value] = np.count_nonzero(pixels == value)
+    return counts if counts.sum() == pixels.size else np.array(picture.histogram())
 
 
 def _has_classes(picture: Image.Image, levels: np.ndarray, values: np.ndarray) -> bool:
