@@ -86,7 +86,7 @@ def gather_facts(pairs: list[Pair], size: Size | None = None, folder: str | Path
     known = _recall(memory) if memory else {}
     unknown = [pair for pair, stamp in zip(pairs, stamps, strict=True) if stamp not in known]
     path = None
-    if memory and size and not known and _has_room(pairs, size, folder):
+    if memory and size and len(unknown) == len(pairs) and _has_room(pairs, size, folder):
         path = _cache_path(pairs, size, folder)
     fresh = iter(_read_all(unknown, size or SMALL, path if path and not path.exists() else None))
     found = [known[stamp] if stamp in known else next(fresh) for stamp in stamps]

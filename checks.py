@@ -181,11 +181,11 @@ def _report(folders: Iterable[Folder]) -> None:
         facts = folder.facts.values()
         sizes = sorted({fact.size for fact in facts}, key=math.prod)
         ends = " to ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
-        shares = [fact.foreground for fact in facts] or [0]
-        parts = [
-            f"{len(facts)} photographs with masks" + (f", {ends}" if ends else ""),
-            f"foreground {sum(shares) / len(shares):.1%} on average, {min(shares):.1%} to {max(shares):.1%}",
-        ]
+        shares = [fact.foreground for fact in facts]
+        parts = [f"{len(facts)} photographs with masks"]
+        if shares:
+            mean = sum(shares) / len(shares)
+            parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]
         counts = {"cars": folder.cars(), "other files skipped": folder.scan.skipped}
         parts += [f"{len(found)} {what}" for what, found in counts.items() if found]
         print(f"{folder.image_dir}: {'; '.join(parts)}")

@@ -88,18 +88,15 @@ def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
     mask_files, mask_folders = _listing(mask_dir)
     images = find_photographs(image_dir)
     pairs, bad, used = _match(images, mask_files, mask_dir)
-    folders = sorted({*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)})
-    pictures = [folder for folder in folders if _is_picture(folder, MASK_FILES)]
-    bad += [BadInput(folder, "a folder, though named like a picture", "Rename or remove it") for folder in pictures]
-    others = sorted({*files, *mask_files} - used)
-    unused = [file for file in others if file.parent == Path(mask_dir) and _is_picture(file, MASK_FILES)]
-    return Scan(
-        pairs,
-        bad,
-        unused,
-        [folder for folder in folders if folder not in pictures and not folder.name.startswith(".")],
-        [file for file in others if file not in unused],
-    )
+    subfolders = {*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)}
+    named = {folder for folder in subfolders if _is_picture(folder, MASK_FILES)}
+    bad += [
+        BadInput(path, "a folder, though named like a picture", "Rename or remove it") for path in sorted(named)
+    ]
+    hidden = {folder for folder in subfolders if folder.name.startswith(".")}
+    unused = {file for file in mask_files if _is_picture(file, MASK_FILES)} - used
+    skipped = {*files, *mask_files} - used - unused
+    return Scan(pairs, bad, sorted(unused), sorted(subfolders - named - hidden), sorted(skipped))
 
 
 def _match(
@@ -136,23 +133,20 @@ def _listing(folder: str | Path) -> tuple[list[Path], list[Path]]:
             for entry in entries:
                 found[os.path.isdir(entry)].append(Path(folder, entry.name))
     except FileNotFoundError as error:
-        raise BadInput(folder, "no such folder", nearest_folder(Path(folder))) from error
+        raise BadInput(folder, "no such folder", _nearest_folder(Path(folder))) from error
     except OSError as error:
         raise BadInput(folder, f"can't be read as a folder ({error.strerror})", "Give another folder") from error
     return sorted(found[0]), sorted(found[1])
 
 
-def nearest_folder(missing: Path) -> str:
-    """What to do about a folder that isn't there: the nearest name that is."""
-    there = next((parent for parent in missing.absolute().parents if parent.is_dir()), Path())
-    name = missing.absolute().relative_to(there).parts[0]
-    names = [path.name for path in there.iterdir() if path.is_dir()]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return (
-        f"Perhaps you meant {missing.parent / near[0] if missing.parent.is_dir() else there / near[0]}"
-        if near
-        else (f"The folders in {there} are: {', '.join(sorted(names)) or 'none'}")
-    )
+def _nearest_folder(missing: Path) -> str:
+    """What to do about a folder that isn't there: the name that comes nearest to it, or all there are."""
+    there = next(parent for parent in missing.parents if parent.is_dir())
+    names = sorted(path.name for path in there.iterdir() if path.is_dir() and not path.name.startswith("."))
+    near = difflib.get_close_matches(missing.relative_to(there).parts[0], names, n=1, cutoff=0.4)
+    if near:
+        return f"Perhaps you meant {there / near[0]}"
+    return f"The folders in {there.absolute()} are: {', '.join(names[:20]) or 'none'}"
 
 
 def _same(name: str) -> str:

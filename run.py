@@ -96,8 +96,9 @@ class Run:
             return
         load_checkpoint(state, self.model, self.optimizer, name=name)
         if state.get("photographs", self.photographs) != self.photographs:
-            then, now = ("{train} and {val}".format(**some) for some in (state["photographs"], self.photographs))
-            finding = f"photographs have changed since it was written ({then} then, {now} now)"
+            counts = "{train} to learn from and {val} to score on"
+            then, now = (counts.format(**some) for some in (state["photographs"], self.photographs))
+            finding = f"the photographs have changed since it was written: then {then}, now {now}"
             warn(name, finding, "The run goes on with the new ones")
         self.scheduler.load_state_dict(state["scheduler"])
         if state.get("scaler") and self.scaler.is_enabled():

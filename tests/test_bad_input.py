@@ -685,7 +685,7 @@ CASES = [
         79,
         "another photograph",
         resume(lambda w: write_pairs(w.images, w.masks, ["e"], (32, 48))),
-        "my_checkpoint.pth.tar: photographs have changed since it was written (4 and 2 then, 5 and 2 now)",
+        "photographs have changed since it was written: then 4 to learn from and 2 to score on, now 5 to learn",
     ),
     # During training
     E(
@@ -768,7 +768,7 @@ def test_the_check_sums_up_and_remembers(world, capsys):
     (world.images / "note.txt").touch()
     first = check(world, capsys)
     assert re.fullmatch(
-        r".*train_images: 4 photographs with masks, 48x32; foreground \d+\.\d% on average, \d+\.\d% to \d+\.\d%; "
+        r".*train_images: 4 photographs with masks; 48x32; foreground \d+\.\d% on average, \d+\.\d% to \d+\.\d%; "
         r"1 cars; 1 other files skipped\n",
         first,
     )

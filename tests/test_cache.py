@@ -8,6 +8,7 @@ from conftest import write_pairs
 import cache
 from dataset import CarvanaDataset
 from errors import BadInput
+from reading import read_mask
 
 SIZE = (16, 24)
 
@@ -93,3 +94,18 @@ def test_a_cache_that_another_run_removed_is_not_missed(tmp_path):
     expected = dataset[0][0].copy()
     (tmp_path / "cache" / caches(tmp_path)[0]).unlink()
     np.testing.assert_array_equal(dataset[0][0], expected)
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_the_pass_that_gathers_facts_makes_the_cache(tmp_path, count):
+    write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
+    plain = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=SIZE)
+    expected, shares = plain[1], [(read_mask(mask)).mean() for _, mask in plain.pairs]
+    facts = cache.gather_facts(plain.pairs, SIZE, tmp_path / "cache")
+    assert [fact.foreground for fact in facts] == pytest.approx(shares) and {f.size for f in facts} == {(64, 96)}
+    assert len({fact.digest for fact in facts}) == count
+    for path in plain.pairs[1]:
+        replace_unnoticed(path)
+    assert cache.gather_facts(plain.pairs, SIZE, tmp_path / "cache") == facts
+    again = dataset_of(tmp_path)[1]
+    assert all(np.array_equal(array, other) for array, other in zip(expected, again, strict=True))
