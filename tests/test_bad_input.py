@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
@@ -331,7 +332,10 @@ def fill_disk(w: World) -> None:
 
 
 def kill_worker() -> None:
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    for _ in range(600):  # until the loader's handler breaks in
+        time.sleep(0.1)
 
 
 def same_mask(name: str) -> Callable[[World], None]:
