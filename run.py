@@ -138,9 +138,10 @@ class Run:
     def record(self) -> None:
         """Add to the curves what the steps since the last time were like."""
         before, now = (self.step - 1) // LOOK_EVERY * LOOK_EVERY, time.perf_counter()
+        share_of_peak = self.scheduler.get_last_lr()[0] / self.scheduler.base_lrs[0]  # the same in all layers
         values = {
             "loss": torch.stack(self.losses[before:]).mean().item(),
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": self.constants["LEARNING_RATE"] * share_of_peak,
             "scale": self.scaler.get_scale(),
         }
         if steps := self.step - self.clock[0]:

@@ -57,7 +57,7 @@ def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkey
     assert all([step for step, _ in curve] == steps for curve in curves.values())
     means = [np.mean(losses[start:end]) for start, end in ((0, 10), (10, 12), (12, 22), (22, 24))]
     assert [value for _, value in curves["loss"]] == pytest.approx(means, rel=1e-5)
-    rates = [5e-4 * one_cycle(step / 24) for step in steps]
+    rates = [train.LEARNING_RATE * one_cycle(step / 24) for step in steps]
     assert [value for _, value in curves["learning_rate"]] == pytest.approx(rates, rel=1e-5, abs=1e-9)
     assert all(value > 0 for _, value in curves["images_per_s"])
     table = events.Tensors("constants/text_summary")[0].tensor_proto.string_val[0].decode()
