@@ -1,0 +1,189 @@
+"""The processes of one run, as PyTorch's launcher `torchrun` starts them; `python train.py` is the case of one."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import BadInput
+from machine import choose_device
+
+PATIENCE = timedelta(hours=12)  # with a process that fills a cache, say; one that died is noticed at once
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, and which of them this one is. The defaults are those of a process alone, for which
+    nothing below waits or changes anything.
+
+    A process that ends takes the others with it: whatever they wait for next raises RuntimeError.
+    """
+
+    device: torch.device = torch.device("cpu")
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among the processes of its machine
+    local_size: int = 1
+    launch: str = ""  # a name for one torchrun command and its restarts
+    restarts: int = 0
+    control: Any = None  # a gloo group beside the one that the gradients go through: it needs no GPU, and has time
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def exchange(self, value: Any) -> list[Any]:
+        """What each process gave, in their order. Waits for all."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def from_first(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns in the first process, the only one to call it."""
+        values = [function() if self.is_first else None]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Run a block in the first process, then in the first of each other machine, then in all others: what the
+        first ones make on the disk, the others find there."""
+        turn = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
+            self.exchange(None)
+        yield
+        for _ in range(2 - turn):
+            self.exchange(None)
+
+    def share(self, count: int) -> range:
+        """The indices out of `count` that are this process's to score."""
+        return range(self.rank, count, self.size)
+
+    def shares(self, count: int) -> str:
+        """How many of a step's `count` images each process gets, in words; nothing for one process."""
+        least, most = count // self.size, -(-count // self.size)
+        each = f"{least}" if least == most else f"{least} or {most}"
+        return "" if self.size == 1 else f" ({each} in each of {self.size} processes)"
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, each of which has those of its `share`, in their order and on the CPU."""
+        parts = self.exchange(rows.cpu())
+        whole = rows.new_empty((sum(map(len, parts)), *rows.shape[1:]), device="cpu")
+        for rank, part in enumerate(parts):
+            whole[rank :: self.size] = part
+        return whole
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of the processes' tensors, on the CPU; of equal ones it is just that."""
+        return torch.stack(self.exchange(tensor.cpu().double())).mean(0).to(tensor.dtype)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give the first process's BatchNorm statistics to all: its are scored and saved."""
+        buffers = self.from_first(lambda: [buffer.cpu() for buffer in model.buffers()])
+        if not self.is_first:
+            for buffer, value in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+
+    def wrap(self, model: nn.Module, sync_batchnorm: bool = False) -> nn.Module:
+        """`model` for training: with each backward pass, the processes take the mean of their gradients."""
+        if self.size == 1:
+            return model
+        if sync_batchnorm and self.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+        return DistributedDataParallel(model)
+
+    def share_loss(self, loss_fn: nn.Module, batch_size: int) -> nn.Module:
+        """`loss_fn` for this process's share of `batch_size` images."""
+        return loss_fn if self.size == 1 else ShareLoss(loss_fn, batch_size / self.size)
+
+
+ALONE = Group()
+
+
+class ShareLoss(nn.Module):
+    """A loss weighted by the number of its images: where the shares of a batch differ by one, their mean is then
+    still the mean over images. `mean_size` is that of the shares."""
+
+    def __init__(self, loss_fn: nn.Module, mean_size: float) -> None:
+        super().__init__()
+        self.loss_fn, self.mean_size = loss_fn, mean_size
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.loss_fn(logits, targets) * (len(logits) / self.mean_size)
+
+
+def join(device: str = "auto") -> Group:
+    """This process's place among those that torchrun started, each with a device of its own; or a process alone.
+
+    Of several, only the first prints from here on.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Group(choose_device(device))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    rank, size, local_rank, local_size, restarts = (int(os.environ[name]) for name in names)
+    launch = os.environ["TORCHELASTIC_RUN_ID"]
+    launch = f"process {os.getppid()}" if launch == "none" else launch  # torchrun's own; only --rdzv-id names it
+    if size == 1:
+        return Group(choose_device(device), launch=launch, restarts=restarts)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cuda", "cpu"):
+        raise BadInput(f"DEVICE {device}", f"one device for {size} processes", 'Use "auto", "cuda" or "cpu"')
+    place = choose_device(f"cuda:{local_rank}" if device == "cuda" else device)
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
+    return Group(place, rank, size, local_rank, local_size, launch, restarts, control)
+
+
+def end_together(main: Callable[[], None]) -> Callable[[], None]:
+    """`main` for `run_script`: however many processes a run has, it ends with one line about what went wrong."""
+
+    def together() -> None:
+        try:
+            main()
+        except BadInput:
+            if _is_first_to_tell():
+                raise
+            sys.exit(2)
+        except RuntimeError as error:
+            if not _is_loss_of_another(error):
+                raise
+            if _is_first_to_tell():
+                print("another process of this run has ended, and so this one ends too", file=sys.stderr)
+            sys.exit(1)
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+    return together
+
+
+def _is_loss_of_another(error: RuntimeError) -> bool:
+    print("DEBUG", type(error), error)
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _is_first_to_tell() -> bool:
+    """Whether no other process of the run has asked this before, as far as torchrun can still be reached."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+        return store.add(f"told {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1
+    except RuntimeError:
+        return True
