@@ -95,13 +95,19 @@ class Group:
             for buffer, value in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(value)
 
-    def wrap(self, model: nn.Module, sync_batchnorm: bool = False) -> nn.Module:
-        """`model` for training: with each backward pass, the processes take the mean of their gradients."""
+    def wrap(self, model: nn.Module, image: Tensor, sync_batchnorm: bool = False) -> nn.Module:
+        """`model` for training: with each backward pass, the processes take the mean of their gradients. `image` is
+        any (1, C, H, W) of the size to come."""
         if self.size == 1:
             return model
         if sync_batchnorm and self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
-        return DistributedDataParallel(model)
+        wrapped = DistributedDataParallel(model)
+        # After its first backward pass DDP orders the gradients anew, which changes the rounding of three and more
+        # processes. Here that pass is over before the first step, be it a run's first or one after an interruption.
+        wrapped.eval()(image.to(self.device)).sum().backward()
+        model.zero_grad()
+        return wrapped.train()
 
     def share_loss(self, loss_fn: nn.Module, batch_size: int) -> nn.Module:
         """`loss_fn` for this process's share of `batch_size` images."""

@@ -186,7 +186,9 @@ def main(argv: list[str] | None = None) -> None:
     model = UNET(**model_arguments).to(device, memory_format=choose_memory_format(device, precision))
     batch_size = train_loader.batch_sampler.batch_size
     loss_fn = BCEDiceLoss()
-    loss_of_share, shared_model = group.share_loss(loss_fn, batch_size), group.wrap(model, options.SYNC_BATCHNORM)
+    loss_of_share = group.share_loss(loss_fn, batch_size)
+    image = torch.zeros(1, 3, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    shared_model = group.wrap(model, image, options.SYNC_BATCHNORM)
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total_steps))
