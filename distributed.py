@@ -2,11 +2,13 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -32,8 +34,7 @@ class Group:
     size: int = 1
     local_rank: int = 0  # among the processes of its machine
     local_size: int = 1
-    launch: str = ""  # a name for one torchrun command and its restarts
-    restarts: int = 0
+    launch: str = ""  # a name for one torchrun command, the same after a restart
     control: Any = None  # a gloo group beside the one that the gradients go through: it needs no GPU, and has time
 
     @property
@@ -115,6 +116,7 @@ class Group:
 
 
 ALONE = Group()
+_store: dist.Store | None = None  # what the processes of a run can read and write even while one of them fails
 
 
 class ShareLoss(nn.Module):
@@ -134,14 +136,22 @@ def join(device: str = "auto") -> Group:
 
     Of several, only the first prints from here on.
     """
+    global _store
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Group(choose_device(device))
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
-    rank, size, local_rank, local_size, restarts = (int(os.environ[name]) for name in names)
-    launch = os.environ["TORCHELASTIC_RUN_ID"]
-    launch = f"process {os.getppid()}" if launch == "none" else launch  # torchrun's own; only --rdzv-id names it
+    rank, size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    torchruns = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True",
+        timeout=timedelta(minutes=30),
+    )
+    launch = torchruns.compare_set("launch", "", uuid4().hex).decode()
+    _store = dist.PrefixStore(_name_of_start(torchruns, rank, size), torchruns)
     if size == 1:
-        return Group(choose_device(device), launch=launch, restarts=restarts)
+        return Group(choose_device(device), launch=launch)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cuda", "cpu"):
@@ -149,11 +159,31 @@ def join(device: str = "auto") -> Group:
     place = choose_device(f"cuda:{local_rank}" if device == "cuda" else device)
     if device == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=_store, rank=rank, world_size=size)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
-    return Group(place, rank, size, local_rank, local_size, launch, restarts, control)
+    return Group(place, rank, size, local_rank, local_size, launch, control)
+
+
+def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
+    """A name on which all processes agree, new with each restart.
+
+    torchrun keeps one store for all of them, and PyTorch (2.15) would find there the addresses of processes that
+    have died. Counts of restarts are no such name: each machine has its own. So each process leaves a token, and
+    takes the name that the first one leaves for this token.
+    """
+    token = uuid4().hex
+    if rank > 0:
+        store.set(f"token {rank}", token)
+        name = store.get(f"name for {token}").decode()  # waits for it
+        store.set(f"{name} {rank}", "taken")
+        return name
+    while not all(store.check([f"{token} {other}"]) for other in range(1, size)):
+        for other in range(1, size):  # the token may be of a process that has died: then there will be another
+            store.set(f"name for {store.get(f'token {other}').decode()}", token)
+        time.sleep(0.02)
+    return token
 
 
 def end_together(main: Callable[[], None]) -> Callable[[], None]:
@@ -179,17 +209,14 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _is_loss_of_another(error: RuntimeError) -> bool:
-    print("DEBUG", type(error), error)
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _is_first_to_tell() -> bool:
-    """Whether no other process of the run has asked this before, as far as torchrun can still be reached."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return True
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    """Whether no other process of this start has asked before, as far as torchrun can still be reached."""
+    if _store is None:  # what is wrong with the options is wrong in all processes
+        return os.environ.get("RANK", "0") == "0"
     try:
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
-        return store.add(f"told {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1
+        return _store.add("told", 1) == 1
     except RuntimeError:
         return True

@@ -80,11 +80,11 @@ class Run:
         }
 
     def saved_state(self, load_model: bool) -> dict[str, Any] | None:
-        """The checkpoint to go on from: the latest, with `load_model`; after a restart by torchrun, what was saved
-        since its command was given; else none."""
+        """The checkpoint to go on from: the latest, with `load_model`; else what was saved before torchrun, of the
+        same command, restarted the processes; or none."""
         if load_model:
             return self.writer.read()
-        if self.group.restarts and self.writer.latest.exists():
+        if self.group.launch and self.writer.latest.exists():
             state = self.writer.read()
             return state if state.get("launch") == self.group.launch else None
         return None
