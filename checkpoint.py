@@ -39,10 +39,11 @@ class CheckpointWriter:
 
     `latest` is replaced by each `save`; the one before stays as `previous`, and the best so far as `best`. While it
     lives, no other run can write into `folder`: that raises BadInput there, as does a folder that can't be written.
+    Of several processes only the one that `writes` does any of this.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._lock = lock_folder(folder)
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self._lock = lock_folder(folder) if writes else None
         self.latest = folder / "my_checkpoint.pth.tar"
         self.previous = folder / "previous_checkpoint.pth.tar"
         self.best = folder / "best_checkpoint.pth.tar"
@@ -52,6 +53,8 @@ class CheckpointWriter:
     def save(self, state: dict[str, Any], is_best: bool = False) -> None:
         """Copy `state` and write it in the background. Raises what went wrong with the save before."""
         self.wait()
+        if self._lock is None:
+            return
         self._thread = threading.Thread(target=self._write, args=(_to_bytes(state), is_best))
         self._thread.start()
 

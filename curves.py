@@ -21,11 +21,12 @@ class Curves:
     line says so.
     """
 
-    def __init__(self, folder: Path, constants: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, constants: dict[str, Any], *, enabled: bool = True) -> None:
         self.folder, self.constants = folder, constants
         self.writers: dict[str, SummaryWriter] = {}
-        self.enabled = find_spec("tensorboard") is not None  # imported later: that takes a moment
-        if not self.enabled:
+        installed = find_spec("tensorboard") is not None  # imported later: that takes a moment
+        self.enabled = enabled and installed
+        if not installed:
             print("tensorboard is not installed, so this run draws no curves (pip install tensorboard)")
 
     def add(self, part: str, step: int, values: dict[str, float], sheet: Path | None = None) -> None:

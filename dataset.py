@@ -79,11 +79,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     Each iteration is the next epoch. A position in a run is `epoch` and `first_batch`; whoever sets them goes
     on from there. The epoch travels with each index, because persistent workers keep the dataset they began
     with. With `drop_last`, a last batch that isn't full is left out; the order sees to it that other images
-    are left out in each epoch.
+    are left out in each epoch. Of several processes, each takes its share of every batch.
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int = 0, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.size, self.batch_size, self.seed, self.drop_last = size, batch_size, seed, drop_last
+        self.rank, self.world_size = rank, world_size
         self.epoch = self.first_batch = 0
         self._ordered, self._order = -1, []  # the epoch whose order is at hand
 
@@ -95,7 +105,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         epoch, first_batch = self.epoch, self.first_batch
         self.epoch, self.first_batch = epoch + 1, 0
         for number in range(first_batch, len(self)):
-            yield [(epoch, index) for index in self.batch(epoch, number)]
+            yield [(epoch, index) for index in self.share(epoch, number)]
+
+    def share(self, epoch: int, number: int) -> list[int]:
+        """The indices of this process's share of a batch."""
+        return self.batch(epoch, number)[self.rank :: self.world_size]
 
     def batch(self, epoch: int, number: int) -> list[int]:
         """The indices of one batch of an epoch."""

@@ -125,11 +125,11 @@ def choose_memory_format(device: torch.device, precision: torch.dtype) -> torch.
     return torch.contiguous_format if slower else torch.channels_last
 
 
-def choose_num_workers(number: int | str, device: torch.device) -> int:
+def choose_num_workers(number: int | str, device: torch.device, processes: int = 1) -> int:
     """Processes that read photographs. "auto" is up to 8 beside a GPU, and none where the CPU trains: its cores are
-    busy, and reading takes them a hundredth of the time of learning."""
+    busy, and reading takes them a hundredth of the time of learning. Several training processes share the cores."""
     if number == "auto":
-        return 0 if device.type == "cpu" else min(8, count_cores())
+        return 0 if device.type == "cpu" else min(8, max(1, count_cores() // processes))
     if int(number) > count_cores():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's own words for it, in two lines
         warn(f"NUM_WORKERS {number}", f"more than the {count_cores()} cores here", "Fewer are likely to be faster")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
 from curves import Curves
 from dataset import CarvanaDataset, EpochBatches
+from distributed import ALONE, Group
 from errors import BadInput, warn
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
@@ -44,17 +45,18 @@ class Run:
         constants: dict[str, Any],
         photographs: dict[str, Any],
         save_minutes: float,
+        group: Group = ALONE,
     ) -> None:
         self.writer, self.dataset, self.batches = writer, dataset, batches
         self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
         self.curves, self.model_arguments, self.constants = curves, model_arguments, constants
-        self.photographs = photographs
+        self.photographs, self.group = photographs, group
         self.save_seconds = save_minutes * 60
         self.epoch = self.step = 0
         self.losses: list[Tensor] = []  # of the epoch's steps, left on the device
         self.best_dice = -1.0
-        self.signal: int | None = None
-        self.save_soon = False
+        self.signal, self.save_soon = 0, False  # what this process was asked for
+        self.asks_always = group.size == 1 or group.device.type == "cpu"  # GPUs would wait for each other
         self.last_save = time.monotonic()
         self.clock: tuple[int, float] | None = None  # a step of this epoch and when it was done
 
@@ -74,7 +76,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
+            "losses": self.group.mean(torch.stack(self.losses)) if self.losses else torch.empty(0),
             "best_dice": self.best_dice,
             "generators": {
                 "torch": torch.get_rng_state(),
@@ -82,11 +84,22 @@ class Run:
                 "python": random.getstate(),
                 "numpy": [kind, keys.tolist(), *rest],
             },
+            "launch": self.group.launch,
             "constants": self.constants,
             "photographs": self.photographs,
             "model": self.model_arguments,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
+
+    def saved_state(self, load_model: bool) -> dict[str, Any] | None:
+        """The checkpoint to go on from: the latest, with `load_model`; else what was saved before torchrun, of the
+        same command, restarted the processes; or none."""
+        if load_model:
+            return self.writer.read()
+        if self.group.launch and self.writer.latest.exists():
+            state = self.writer.read()
+            return state if state.get("launch") == self.group.launch else None
+        return None
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; from weights alone, or another script's checkpoint, start anew."""
@@ -123,24 +136,30 @@ class Run:
         self.step += 1
         self.losses.append(loss)
         self.clock = self.clock or (self.step, time.perf_counter())
-        asked = self.signal is not None or self.save_soon
-        due = time.monotonic() - self.last_save > self.save_seconds
-        if asked or due or self.step % LOOK_EVERY == 0 or self.step == len(self.batches):
+        look = self.step % LOOK_EVERY == 0 or self.step == len(self.batches)
+        number, save = self.asked() if look or self.asks_always else (0, False)
+        if look or number or save:
             self.check_losses()
             self.writer.poll()
-        if self.step % LOOK_EVERY == 0 or self.step == len(self.batches):
+        if look:
             self.record()
-        if self.signal is not None:
-            self.save_and_exit()
-        if asked or due:
+        if number:
+            self.save_and_exit(number)
+        if save:
             self.save()
+
+    def asked(self) -> tuple[int, bool]:
+        """The signal that any process got, or 0, and whether to save: one answer for all processes."""
+        due = time.monotonic() - self.last_save > self.save_seconds
+        signals, saves = zip(*self.group.exchange((self.signal, self.save_soon or due)), strict=True)
+        return max(signals), any(saves)
 
     def record(self) -> None:
         """Add to the curves what the steps since the last time were like."""
         before, now = (self.step - 1) // LOOK_EVERY * LOOK_EVERY, time.perf_counter()
         share_of_peak = self.scheduler.get_last_lr()[0] / self.scheduler.base_lrs[0]  # the same in all layers
         values = {
-            "loss": torch.stack(self.losses[before:]).mean().item(),
+            "loss": self.group.mean(torch.stack(self.losses[before:])).mean().item(),
             "learning_rate": self.constants["LEARNING_RATE"] * share_of_peak,
             "scale": self.scaler.get_scale(),
         }
@@ -151,14 +170,17 @@ class Run:
 
     def mean_loss(self) -> float:
         """Mean training loss of the epoch's steps so far, those before an interruption included."""
-        return torch.stack(self.losses).mean().item()
+        return self.group.mean(torch.stack(self.losses)).mean().item()
 
     def stoppable(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of `loader`, for as long as no signal asks to stop."""
         for batch in loader:
-            if self.signal is not None:
-                self.save_and_exit()
+            if self.signal:
+                break
             yield batch
+        number, _ = self.asked()  # here, because the processes' batches may differ in number
+        if number:
+            self.save_and_exit(number)
 
     def finish_epoch(self, dice: float) -> None:
         """Move on to the next epoch and save; the highest validation Dice so far makes the best checkpoint."""
@@ -167,8 +189,9 @@ class Run:
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         self.clock = None
         self.save(is_best)
-        if self.signal is not None:
-            self.exit()
+        number, _ = self.asked()
+        if number:
+            self.exit(number)
 
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint of where the run is, in the background."""
@@ -177,24 +200,28 @@ class Run:
         self.writer.save(self.state(), is_best)
         self.save_soon, self.last_save = False, time.monotonic()
 
-    def save_and_exit(self) -> NoReturn:
-        """Save, and end the process as its signal asked."""
+    def save_and_exit(self, number: int) -> NoReturn:
+        """Save, and end the process as the signal of that number asks."""
         self.save()
-        self.exit()
+        self.exit(number)
 
-    def exit(self) -> NoReturn:
-        """End the process as its signal asked, when what was saved last is on the disk."""
+    def exit(self, number: int) -> NoReturn:
+        """End the process as the signal of that number asks, when what was saved last is on the disk."""
         self.writer.wait()
         print(f"stopped in epoch {self.epoch + 1} after step {self.step}; LOAD_MODEL = True goes on from there")
-        raise SystemExit(128 + self.signal)
+        raise SystemExit(128 + number)
 
     def check_losses(self) -> None:
-        """Raise BadInput at the epoch's first loss that is not finite, with the files of its step."""
+        """Raise BadInput at the epoch's first loss that is not finite, with the files of its share of the step."""
         bad = (~torch.stack(self.losses).isfinite()).nonzero()
+        found = None
         if len(bad):
             step = int(bad[0])
-            files = ", ".join(self.dataset.images[index] for index in self.batches.batch(self.epoch, step))
-            finding = f"the loss is {self.losses[step].item()}, with {files}"
+            files = ", ".join(self.dataset.images[index] for index in self.batches.share(self.epoch, step))
+            found = step, f"the loss is {self.losses[step].item()}, with {files}"
+        found = min(filter(None, self.group.exchange(found)), default=None)
+        if found:
+            step, finding = found
             remedy = "Look at these files, lower LEARNING_RATE or set PRECISION to float32"
             raise BadInput(f"epoch {self.epoch + 1}, step {step + 1}", finding, remedy)
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
@@ -219,7 +246,7 @@ class Run:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == getattr(signal, "SIGUSR1", None):
             self.save_soon = True
-        elif self.signal is None:
+        elif not self.signal:
             self.signal = number
-        else:
+        elif self.group.size == 1:  # else the same one came from a queue and once more from torchrun
             os._exit(128 + number)

@@ -4,6 +4,7 @@
     python train.py --BATCH_SIZE 8 --NUM_EPOCHS 10           # any constant below, for one run
     python train.py --LOAD_MODEL --NUM_EPOCHS 20             # go on from my_checkpoint.pth.tar
     python train.py --FEATURES 16 32 64 128 --NUM_EPOCHS 1   # a small network, for a quick look on a CPU
+    torchrun --nproc_per_node=8 train.py --BATCH_SIZE 128    # on eight GPUs
 
 Checkpoints, saved_images/index.html and `tensorboard --logdir runs` tell how it went.
 """
@@ -28,11 +29,11 @@ from tqdm import tqdm
 from checkpoint import CheckpointWriter
 from checks import check_run
 from curves import Curves
+from distributed import end_together, join
 from errors import run_script
 from losses import BCEDiceLoss
 from machine import (
     autocast,
-    choose_device,
     choose_memory_format,
     choose_num_workers,
     choose_precision,
@@ -64,7 +65,7 @@ FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net; a quarter
 NUM_CLASSES = 1  # 1 tells foreground from background
 
 LEARNING_RATE = 0.006  # the peak of a schedule that rises and falls once; see make_optimizer
-BATCH_SIZE = 16  # images per step, at most
+BATCH_SIZE = 16  # images per step, at most; several GPUs share them
 MIN_STEPS = 48  # steps per epoch, if batches of 2 suffice: a small set gets smaller batches, to learn enough
 NUM_EPOCHS = 3  # passes over the training photographs
 ACCUMULATE = 1  # parts that a batch is computed in, one after the other: 4 takes about a quarter of the memory
@@ -73,6 +74,7 @@ CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and 
 NUM_WORKERS = "auto"  # processes that read photographs; 0 reads in the training process
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
+SYNC_BATCHNORM = False  # True has BatchNorm see all GPUs' shares of a step; for shares of a few images
 PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, the faster one on a CPU
 COMPILE = False  # True has torch.compile make the network faster, which takes a minute: for long runs on CUDA
 DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
@@ -128,18 +130,21 @@ def train_fn(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     precision: torch.dtype | None = None,
     accumulate: int = 1,
+    mean_share: float | None = None,
     first_step: int = 0,
     after_step: Callable[[Tensor], None] = lambda loss: None,
+    show_bar: bool = True,
 ) -> float:
     """Train for one epoch, or for what is left of it after `first_step`, and return the mean loss.
 
-    Each batch is computed in `accumulate` parts, whose gradients add up to the whole's. `after_step` is called with
-    each step's loss, which is on the device.
+    Each batch is computed in `accumulate` parts, whose gradients add up to the whole's. Where processes share it,
+    `mean_share` is the mean number of images that they have of it. `after_step` is called with each step's loss,
+    which is on the device.
     """
     device = next(model.parameters()).device
     precision = precision or choose_precision("auto", device)
     total = torch.zeros((), device=device)
-    loop = tqdm(loader, initial=first_step)
+    loop = tqdm(loader, initial=first_step, disable=not show_bar)
     for step, (images, masks) in enumerate(loop, start=1):
         images = images.to(device, non_blocking=True)
         targets = masks.to(device, non_blocking=True).unsqueeze(1)  # (N, H, W) to (N, 1, H, W)
@@ -149,7 +154,7 @@ def train_fn(
         for part, truth in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
             with autocast(device, precision):
                 logits = model(part)
-            part_loss = loss_fn(logits.float(), truth) * (len(part) / len(images))
+            part_loss = loss_fn(logits.float(), truth) * (len(part) / (mean_share or len(images)))
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
         scaler.step(optimizer)
@@ -167,39 +172,47 @@ def train_fn(
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
-    device = choose_device(options.DEVICE)
+    group = join(options.DEVICE)
+    device = group.device
     precision = choose_precision(options.PRECISION, device)
     if options.DETERMINISTIC:
         make_deterministic()
     out_dir = Path(options.OUT_DIR)
-    writer = CheckpointWriter(out_dir)
+    writer = CheckpointWriter(out_dir, writes=group.is_first)
     pictures_dir = writable_folder(out_dir / "saved_images")
-    curves = Curves(writable_folder(out_dir / "runs"), vars(options))
-    folders = sample_if_empty(
-        (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
-    )
-
+    curves = Curves(writable_folder(out_dir / "runs"), vars(options), enabled=group.is_first)
+    with group.in_turn():
+        folders = sample_if_empty(
+            (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
+        )
     size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-    photographs = check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR)
-    train_loader, val_loader = get_loaders(
-        *folders,
-        options.BATCH_SIZE,
-        *make_transforms(),
-        choose_num_workers(options.NUM_WORKERS, device),
-        options.PIN_MEMORY,
-        size=size,
-        cache_dir=options.CACHE_DIR,
-        seed=options.SEED,
-        min_steps=options.MIN_STEPS,
-        drop_last=True,
+    photographs = group.from_first(
+        lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR)
     )
+    with group.in_turn():
+        train_loader, val_loader = get_loaders(
+            *folders,
+            options.BATCH_SIZE,
+            *make_transforms(),
+            choose_num_workers(options.NUM_WORKERS, device, group.local_size),
+            options.PIN_MEMORY,
+            size=size,
+            cache_dir=options.CACHE_DIR,
+            seed=options.SEED,
+            min_steps=options.MIN_STEPS,
+            drop_last=True,
+            group=group,
+        )
 
     torch.manual_seed(options.SEED)
     model_arguments = {"in_channels": 3, "out_channels": options.NUM_CLASSES, "features": options.FEATURES}
     model = UNET(**model_arguments).to(device, memory_format=choose_memory_format(device, precision))
     if options.COMPILE:
         model.compile()
+    batch_size = train_loader.batch_sampler.batch_size
     loss_fn = BCEDiceLoss()
+    image = torch.zeros(1, 3, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    shared_model = group.wrap(model, image, options.SYNC_BATCHNORM)
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total_steps))
@@ -219,19 +232,21 @@ def main(argv: list[str] | None = None) -> None:
         constants=vars(options),
         photographs=photographs,
         save_minutes=options.SAVE_MINUTES,
+        group=group,
     )
-    if options.LOAD_MODEL:
-        run.restore(writer.read())
+    if state := group.from_first(lambda: run.saved_state(options.LOAD_MODEL)):
+        run.restore(state)
         print(f"{writer.latest}: going on after {run.epoch} epochs and {run.step} steps")
         if run.epoch >= options.NUM_EPOCHS:
             print(f"all {options.NUM_EPOCHS} epochs are done: give a larger NUM_EPOCHS to train on")
-    elif aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"]):
+    elif group.is_first and (
+        aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"])
+    ):
         print(f"the results of the run before are now in {aside}")
 
-    batch_size = train_loader.batch_sampler.batch_size
     print(
         f"{len(train_loader.dataset)} photographs to learn from, {len(val_loader.dataset)} to score on; "
-        f"{batch_size} a step, {len(train_loader)} steps an epoch; "
+        f"{batch_size} a step{group.shares(batch_size)}, {len(train_loader)} steps an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )
     with explaining(f"batches of {batch_size} images of {size[0]}x{size[1]}"), run, closing(curves):
@@ -239,31 +254,36 @@ def main(argv: list[str] | None = None) -> None:
             print(f"epoch {run.epoch + 1} of {options.NUM_EPOCHS}")
             train_fn(
                 train_loader,
-                model,
+                shared_model,
                 optimizer,
                 loss_fn,
                 scaler,
                 scheduler=scheduler,
                 precision=precision,
                 accumulate=options.ACCUMULATE,
+                mean_share=group.mean_share(batch_size),
                 first_step=run.step,
                 after_step=run.after_step,
+                show_bar=group.is_first,
             )
             print(f"mean training loss {run.mean_loss():.4f}")
-            scores = check_accuracy(run.stoppable(val_loader), model, device, loss_fn=loss_fn, precision=precision)
-            epoch_dir = pictures_dir / f"epoch_{run.epoch + 1:03d}"
-            pictures = save_predictions_as_imgs(
-                val_loader,
-                model,
-                epoch_dir,
-                device,
-                num_images=options.NUM_PICTURES,
-                precision=precision,
+            scores = check_accuracy(
+                run.stoppable(val_loader), model, device, loss_fn=loss_fn, precision=precision, group=group
             )
-            update_page(pictures_dir, run.epoch + 1, pictures)
+            epoch_dir = pictures_dir / f"epoch_{run.epoch + 1:03d}"
+            if group.is_first:
+                pictures = save_predictions_as_imgs(
+                    val_loader,
+                    model,
+                    epoch_dir,
+                    device,
+                    num_images=options.NUM_PICTURES,
+                    precision=precision,
+                )
+                update_page(pictures_dir, run.epoch + 1, pictures)
             curves.add("val", run.total_steps, scores, epoch_dir / "sheet.png")
             run.finish_epoch(scores["dice"])
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(end_together(main))

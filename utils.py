@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Subset
 from checkpoint import load_checkpoint as load_checkpoint
 from checkpoint import save_checkpoint as save_checkpoint
 from dataset import CarvanaDataset, EpochBatches
+from distributed import ALONE, Group
+from errors import BadInput
 from machine import autocast, end_workers_at_exit, leave_signals_to_parent
 from pictures import Picture, draw_sheet, save_mask
 from reading import Size
@@ -45,19 +47,28 @@ def get_loaders(
     seed: int = 0,
     min_steps: int = 1,
     drop_last: bool = False,
+    group: Group = ALONE,
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of (images, masks) batches, for training and for validation.
 
     `size` scales everything to (height, width), and `cache_dir` keeps the scaled arrays for later epochs and runs.
     Where the training set is too small for `min_steps` batches an epoch, it gets smaller ones, down to 2. The
     training loader's order and augmentation depend on `seed` and the epoch alone, whatever `num_workers` is.
+
+    Of several processes, each gets its share of every training batch, which needs `drop_last`, and of the
+    validation images. Raises BadInput where a batch has no image for each.
     """
     train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, size=size, seed=seed)
     val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, size=size, seed=seed)
     if cache_dir:
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)
-    train_batch_size = min(batch_size, max(2, len(train_set) // min_steps))
+    if len(train_set) < group.size:
+        finding = f"{len(train_set)} photographs for {group.size} processes"
+        raise BadInput(train_dir, finding, "Start fewer processes or add photographs")
+    if batch_size < group.size:
+        raise BadInput("BATCH_SIZE", f"{batch_size} images a step for {group.size} processes", "Give one for each")
+    train_batch_size = min(batch_size, max(2, group.size, len(train_set) // min_steps))
     end_workers_at_exit()
     common = {
         "num_workers": num_workers,
@@ -67,10 +78,15 @@ def get_loaders(
         "generator": torch.Generator(),  # not the global one: reading must not change what the run draws
     }
     batches = EpochBatches(
-        len(train_set), train_batch_size, seed=seed, drop_last=drop_last and len(train_set) >= train_batch_size
+        len(train_set),
+        train_batch_size,
+        seed=seed,
+        drop_last=drop_last and len(train_set) >= train_batch_size,
+        rank=group.rank,
+        world_size=group.size,
     )
     train_loader = DataLoader(train_set, batch_sampler=batches, **common)
-    val_loader = DataLoader(val_set, batch_size=batch_size, **common)
+    val_loader = DataLoader(val_set, batch_size=batch_size, sampler=group.share(len(val_set)), **common)
     return train_loader, val_loader
 
 
@@ -124,13 +140,18 @@ def check_accuracy(
     *,
     loss_fn: nn.Module | None = None,
     precision: torch.dtype = torch.float32,
+    group: Group = ALONE,
 ) -> dict[str, float]:
-    """Score the model on every image of `loader`, at the size it loads them, with a threshold of 0.5.
+    """Score the model on every image of `loader`, at the size it loads them, with a threshold of 0.5. Of several
+    processes, each scores its share of them; all return the scores of the whole.
 
     Prints one line and returns the `overall_scores`, and `loss` where `loss_fn` is given.
     """
     device = torch.device(device)
-    counts, losses = [], []
+    group.share_buffers(model)
+    # These stand for a share without images.
+    counts, losses = [torch.empty(0, 4, dtype=torch.int64, device=device)], [torch.empty(0, device=device)]
+    masks = torch.empty(0, 0, 0)
     with evaluating(model):
         for images, masks in loader:
             images, targets = images.to(device), masks.to(device).unsqueeze(1)
@@ -138,11 +159,11 @@ def check_accuracy(
                 logits = model(images)
             counts.append(count_overlap(logits > 0, targets > 0.5))  # a logit of 0 is a probability of 0.5
             if loss_fn is not None:
-                losses.append(loss_fn(logits.float(), targets) * len(images))
-    counts = torch.cat(counts)
+                losses.append((loss_fn(logits.float(), targets) * len(images)).reshape(1))
+    counts = group.gather(torch.cat(counts))
     scores = overall_scores(counts)
-    if losses:
-        scores["loss"] = (torch.stack(losses).sum() / len(counts)).item()
+    if loss_fn is not None:
+        scores["loss"] = sum(group.exchange(torch.cat(losses).sum().item())) / len(counts)
     height, width = masks.shape[1:]
     print(f"{len(counts)} images at {height}x{width}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     return scores

@@ -1,0 +1,310 @@
+"""Two and three real processes against one. They run this file, as `torchrun test_distributed.py COMMAND ...`."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import write_pairs
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import train
+from cache import open_cache
+from checkpoint import read_checkpoint
+from dataset import EpochBatches
+from distributed import Group, end_together, join
+from errors import BadInput, run_script
+from losses import BCEDiceLoss
+from model import UNET
+from reading import find_pairs
+from run import Run
+from utils import check_accuracy, count_overlap, get_loaders
+
+ROOT = Path(__file__).parent.parent
+
+
+def torchrun(processes: int, *words: str | Path, restarts: int = 0) -> subprocess.CompletedProcess:
+    """Run a script in so many processes, to its end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*launcher, f"--max-restarts={restarts}", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+
+
+class Logits(nn.Module):
+    """A model whose logits are its input's first channel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1]
+
+
+def examples(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 3, 16, 24) in [-1, 1] and masks (N, 16, 24), an empty one among them."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.rand(count, 3, 16, 24, generator=generator) * 2 - 1
+    masks = (torch.rand(count, 16, 24, generator=generator) > 0.6).float()
+    masks[count // 2] = 0
+    return images, masks
+
+
+def network(features: list[int]) -> UNET:
+    torch.manual_seed(0)
+    return UNET(features=features)
+
+
+def scores_and_counts(group: Group) -> dict[int, Any]:
+    """For 1 to 17 images: what check_accuracy says of fixed logits, the images' counts, and a network's loss."""
+    found = {}
+    for count in range(1, 18):
+        images, masks = examples(count)
+        loader = DataLoader(TensorDataset(images, masks), 4, sampler=group.share(count))
+        fixed = check_accuracy(loader, Logits(), "cpu", loss_fn=BCEDiceLoss(), group=group)
+        counts = group.gather(count_overlap(images[group.rank :: group.size, 0] > 0, masks[group.share(count)] > 0))
+        model = network([2, 4])
+        for buffer in model.buffers():
+            buffer += group.rank  # each process has statistics of its own: the first one's count
+        real = check_accuracy(loader, model, "cpu", loss_fn=BCEDiceLoss(), group=group)
+        found[count] = fixed, counts, real["loss"]
+    return found
+
+
+def gradients(group: Group) -> list[torch.Tensor]:
+    """Of a step with 7 images, which 2 and 3 processes can't share equally."""
+    images, masks = examples(7)
+    share = group.share(7)
+    model = network([4, 8])
+    shared = group.wrap(model, images[:1]).eval()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    batches = [(images[share], masks[share])]
+    train.train_fn(batches, shared, optimizer, BCEDiceLoss(), scaler, mean_share=group.mean_share(7))
+    return [weight.grad for weight in model.parameters()]
+
+
+def weights_after_steps(group: Group, interrupted: bool) -> dict[str, torch.Tensor]:
+    """Of a network whose gradients travel in several pieces, after 3 steps with an interruption or without."""
+    weights, (images, masks), share = network([16, 32, 64]).state_dict(), examples(6), group.share(6)
+    for steps in (1, 2) if interrupted else (3,):
+        model = network([16, 32, 64])
+        model.load_state_dict(weights)
+        shared = group.wrap(model, images[:1])
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            BCEDiceLoss()(shared(images[share]), masks[share].unsqueeze(1)).backward()
+            optimizer.step()
+        weights = {**weights, **dict(model.named_parameters())}  # the statistics are each process's own
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
+def cache_seen(group: Group, folder: Path) -> tuple[bool, int]:
+    """Whether a cache was there before this process asked for it, and which file it then was."""
+    pairs = find_pairs(folder / "val_images", folder / "val_masks")
+    with group.in_turn():
+        before = (folder / "cache").exists()
+        cache = open_cache(pairs, (16, 24), folder / "cache")
+    return before, os.stat(cache.path).st_ino
+
+
+def check(out: Path, data: Path) -> None:
+    """What each process found, in a file that the first one writes."""
+    group = join("cpu")
+    found = {
+        "scores": scores_and_counts(group),
+        "gradients": gradients(group),
+        "whole": weights_after_steps(group, interrupted=False),
+        "interrupted": weights_after_steps(group, interrupted=True),
+        "cache": cache_seen(group, data),
+        "mean": group.mean(torch.tensor([0.1, group.rank])),
+        "first": group.from_first(lambda: group.rank),
+    }
+    found = group.exchange(found)
+    if group.is_first:
+        torch.save(found, out)
+
+
+def train_until(what: str, epoch: str, step: str, *arguments: str) -> None:
+    """Train; at a step of the first try, the second process is killed, or torchrun gets a SIGTERM from it."""
+    after_step, first_try = Run.after_step, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+    def disturbed(self: Run, loss: torch.Tensor) -> None:
+        here = self.group.rank == 1 and first_try and (self.epoch, self.step + 1)
+        if here == (int(epoch), int(step)) and what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif here == (int(epoch), int(step)):
+            os.kill(os.getppid(), signal.SIGTERM)
+            while not self.signal:  # torchrun hands it on
+                time.sleep(0.01)
+        after_step(self, loss)
+
+    Run.after_step = disturbed
+    train.main(list(arguments))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_pairs(folder / "train_images", folder / "train_masks", [f"train{number}" for number in range(12)])
+    write_pairs(folder / "val_images", folder / "val_masks", [f"val{number}" for number in range(5)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(data) -> list[str]:
+    names = {"TRAIN_IMG_DIR": "train_images", "TRAIN_MASK_DIR": "train_masks"}
+    names |= {"VAL_IMG_DIR": "val_images", "VAL_MASK_DIR": "val_masks", "CACHE_DIR": "cache_of_runs"}
+    words = [word for name, folder in names.items() for word in (f"--{name}", str(data / folder))]
+    small = {"IMAGE_HEIGHT": "32", "IMAGE_WIDTH": "48", "NUM_EPOCHS": "12", "LEARNING_RATE": "1e-2"}
+    small |= {"BATCH_SIZE": "4", "MIN_STEPS": "1", "PRECISION": "float32", "DEVICE": "cpu"}
+    return [
+        *words,
+        *(word for pair in small.items() for word in (f"--{pair[0]}", pair[1])),
+        "--FEATURES",
+        "8",
+        "16",
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a run of two processes, and what it printed."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    done = torchrun(2, ROOT / "train.py", *arguments, "--OUT_DIR", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def end_of(folder: Path) -> dict[str, Any]:
+    state = read_checkpoint(folder / "my_checkpoint.pth.tar")
+    return {name: state[name] for name in ("state_dict", "optimizer", "scheduler", "epoch", "step", "best_dice")}
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def last_dice(printed: str) -> float:
+    return float(printed.rpartition(": dice ")[2].partition(",")[0])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_find_what_one_does(processes, data, tmp_path):
+    shutil.rmtree(data / "cache", ignore_errors=True)
+    done = torchrun(processes, __file__, "check", tmp_path / "found", data)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found", weights_only=False)
+    assert done.stdout.count("17 images at 16x24") == 2  # of fixed logits and of the network, each printed once
+    alone, gradients_alone = scores_and_counts(Group()), gradients(Group())
+    for mine in found:
+        for count, (fixed, counts, loss) in alone.items():
+            theirs = mine["scores"][count]
+            assert theirs[0] == {**fixed, "loss": pytest.approx(fixed["loss"], abs=1e-6)}
+            assert torch.equal(theirs[1], counts)
+            assert theirs[2] == pytest.approx(loss, abs=1e-6)
+        for one, other in zip(mine["gradients"], gradients_alone, strict=True):
+            torch.testing.assert_close(one, other)
+        assert same(mine["whole"], mine["interrupted"]) and same(mine["whole"], found[0]["whole"])
+        assert mine["mean"].tolist() == pytest.approx([0.1, (processes - 1) / 2])
+        assert mine["first"] == 0
+    assert [mine["cache"] for mine in found] == [(rank > 0, found[0]["cache"][1]) for rank in range(processes)]
+
+
+def test_two_processes_train_as_one(undisturbed, arguments, tmp_path, capsys):
+    out, printed = undisturbed
+    train.main([*arguments, "--OUT_DIR", str(tmp_path)])
+    alone = capsys.readouterr().out
+    assert "12 photographs to learn from, 5 to score on; 4 a step (2 in each of 2 processes), 3 steps" in printed
+    assert "12 photographs to learn from, 5 to score on; 4 a step, 3 steps" in alone
+    assert printed.count("mean training loss") == printed.count("5 images at 32x48") == 12
+    assert last_dice(printed) > 0.9 and last_dice(printed) == pytest.approx(last_dice(alone), abs=0.03)
+    assert sorted(path.name for path in out.rglob("*.png")) == sorted(path.name for path in tmp_path.rglob("*.png"))
+    assert end_of(out)["state_dict"].keys() == end_of(tmp_path)["state_dict"].keys()
+
+
+def test_a_run_survives_the_death_of_a_process(undisturbed, arguments, tmp_path):
+    # A former run's results are in the folder: they are neither gone on from nor set aside twice.
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    words = ["kill", 5, 2, *arguments, "--OUT_DIR", tmp_path, "--SAVE_MINUTES", "1e-9"]
+    done = torchrun(2, __file__, *words, restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert "going on after 5 epochs and 1 steps" in done.stdout
+    assert done.stderr.count("another process of this run has ended") == 1 and "gloo" not in done.stderr
+    assert same(end_of(tmp_path), end_of(undisturbed[0]))
+    (aside,) = (tmp_path / "previous_runs").iterdir()
+    assert same(end_of(aside), end_of(undisturbed[0]))
+
+
+def test_a_signal_to_torchrun_saves_and_the_run_resumes_exactly(undisturbed, arguments, tmp_path, capsys):
+    done = torchrun(2, __file__, "terminate", 5, 2, *arguments, "--OUT_DIR", tmp_path / "two")
+    assert done.returncode != 0 and done.stdout.count("stopped in epoch 6 after step 2") == 1
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    done = torchrun(2, ROOT / "train.py", *arguments, "--OUT_DIR", tmp_path / "two", "--LOAD_MODEL")
+    assert done.returncode == 0 and "going on after 5 epochs and 2 steps" in done.stdout, done.stderr
+    assert same(end_of(tmp_path / "two"), end_of(undisturbed[0]))
+    # Another number of processes goes on with the same batches, only not to the bit.
+    train.main([*arguments, "--OUT_DIR", str(tmp_path / "one"), "--LOAD_MODEL"])
+    assert last_dice(capsys.readouterr().out) == pytest.approx(last_dice(undisturbed[1]), abs=0.03)
+
+
+def test_bad_input_of_one_process_ends_all_with_one_line(data, arguments, tmp_path):
+    shutil.copytree(data / "train_images", tmp_path / "broken")
+    broken = tmp_path / "broken/train7.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    words = [*arguments, "--TRAIN_IMG_DIR", tmp_path / "broken", "--CACHE_DIR", "", "--OUT_DIR", tmp_path / "out"]
+    done = torchrun(2, ROOT / "train.py", *words)
+    ours = done.stderr.partition("torch.distributed")[0]
+    assert done.returncode != 0 and ours.count("train7.jpg: can't be read as a picture") == 1
+    assert "Traceback" not in ours.partition("torch/distributed/run.py")[0].partition("File ")[0], done.stderr
+    assert "another process" not in done.stderr and "gloo" not in done.stderr
+
+
+def test_a_step_has_an_image_for_each_process(data):
+    dirs = [data / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
+    with pytest.raises(BadInput, match="train_images: 12 photographs for 13 processes"):
+        get_loaders(*dirs, 16, None, None, 0, group=Group(size=13))
+    with pytest.raises(BadInput, match="BATCH_SIZE: 4 images a step for 5 processes"):
+        get_loaders(*dirs, 4, None, None, 0, group=Group(size=5))
+    loaders = [get_loaders(*dirs, 16, None, None, 0, min_steps=6, group=Group(size=n))[0] for n in (1, 2, 5)]
+    assert [loader.batch_sampler.batch_size for loader in loaders] == [2, 2, 5]
+
+
+def test_a_restart_goes_on_only_from_what_its_own_command_saved(arguments, tmp_path, monkeypatch, capsys):
+    environment = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": True}
+    first, second = (dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(2))
+    printed = []
+    for torchruns, epochs in ((first, 1), (second, 1), (second, 2)):
+        for name, value in {**environment, "MASTER_PORT": torchruns.port}.items():
+            monkeypatch.setenv(name, str(value))
+        train.main([*arguments, "--OUT_DIR", str(tmp_path), "--NUM_EPOCHS", str(epochs), "--FEATURES", "2", "4"])
+        printed.append(capsys.readouterr().out)
+    assert ["going on after 1 epochs" in text for text in printed] == [False, False, True]
+    assert ["run before are now in" in text for text in printed] == [False, True, False]
+
+
+def test_the_shares_of_a_batch_are_the_batch():
+    whole = list(EpochBatches(17, 5, drop_last=True))
+    for size in (2, 3):
+        shares = [list(EpochBatches(17, 5, drop_last=True, rank=rank, world_size=size)) for rank in range(size)]
+        assert [sorted(sum(parts, [])) for parts in zip(*shares, strict=True)] == list(map(sorted, whole))
+
+
+if __name__ == "__main__":
+    command, *words = sys.argv[1:]
+    run_script(
+        end_together(lambda: check(*map(Path, words)) if command == "check" else train_until(command, *words))
+    )
