@@ -1,5 +1,6 @@
 """The one way to refuse bad input: raise BadInput anywhere, and the script ends with one line and status 2."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,8 +40,10 @@ def refuse(errors: Sequence[BadInput]) -> None:
 
 
 def warn(subject: str | Path, finding: str, remedy: str) -> None:
-    """Say in one line on standard error what may be wrong, and go on. The phrases are BadInput's."""
-    print(f"warning: {BadInput(subject, finding, remedy)}", file=sys.stderr)
+    """Say in one line on standard error what may be wrong, and go on. The phrases are BadInput's. Of the processes
+    that torchrun started, only the first says it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {BadInput(subject, finding, remedy)}", file=sys.stderr)
 
 
 def run_script(main: Callable[[], None]) -> None:

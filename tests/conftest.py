@@ -10,7 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+
+def pytest_configure() -> None:
+    """Have all tests compute with as many threads; scripts that only borrow from here choose for themselves."""
+    torch.set_num_threads(2)
 
 
 def write_pairs(images: Path, masks: Path, names: list[str], size: tuple[int, int] = (64, 96)) -> None:
