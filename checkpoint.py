@@ -175,7 +175,9 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # a foreign pickle gets one line, ours
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken files raise almost anything, from EOFError to UnicodeDecodeError
-        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        reason = (str(error).splitlines() or [""])[0]
+        if not 0 < len(reason) < 80:  # torch.load explains itself at length
+            reason = "broken, or written by something else"
         raise BadInput(path, f"not a checkpoint that can be read ({reason})", "Use another checkpoint") from error
     if not isinstance(state, dict):
         raise BadInput(path, f"holds a {type(state).__name__}, not a checkpoint", "Use one that train.py wrote")

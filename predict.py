@@ -193,9 +193,12 @@ def predict_photographs(
 def find_inputs(words: Iterable[str], out: str, mask_dir: str) -> list[Path]:
     """The photographs that `words` name, each once: files, and folders of them.
 
-    Raises BadInput for a folder without any, for two whose masks would have one name, and where `out` holds the
-    photographs or the true masks.
+    Raises BadInput for what isn't there, for a folder without any, for two whose masks would have one name, and
+    where `out` holds the photographs or the true masks.
     """
+    for word in words:
+        if not os.path.lexists(word):
+            raise BadInput(word, "no such file or folder", "Give photographs, or folders of them")
     found = [file for word in words for file in (find_photographs(word) if os.path.isdir(word) else [Path(word)])]
     photographs = list({os.path.abspath(file): file for file in found}.values())
     names: dict[str, Path] = {}

@@ -134,6 +134,8 @@ def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, mo
 def _is_at(file: File, target: Path) -> bool:
     if isinstance(file, Member):
         return file.is_at(target)
+    if not target.exists():  # a broken link
+        return False
     return os.path.samefile(file, target) or filecmp.cmp(file, target, shallow=False)
 
 
@@ -144,7 +146,7 @@ def _place(file: File, target: Path) -> None:
         part.write_bytes(file.read())
     else:
         with contextlib.suppress(OSError):  # another disk, or a file system without hard links
-            os.link(file, target)
+            os.link(os.path.realpath(file), target)  # of a symbolic link, the file itself
             return
         shutil.copy2(file, part)
     os.replace(part, target)

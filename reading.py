@@ -113,7 +113,7 @@ def _match(
         used.update(found)
         if not found:
             finding = f"no mask in {mask_dir}; tried {', '.join(tried)}"
-            bad.append(BadInput(image, finding, "Add the mask or remove it"))
+            bad.append(BadInput(image, finding, "Add the mask, or take this file out of the folder"))
         elif len(found) > 1:
             bad.append(BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them"))
         else:

@@ -285,8 +285,9 @@ def test_good_and_bad_photographs_mixed(run, trained, tmp_path, capsys):  # case
     half = (photographs / f"{3:012x}_01.jpg").read_bytes()
     (photographs / "half.jpg").write_bytes(half[: len(half) // 2])
     before = contents(photographs)
+    (broken_link := tmp_path / "link.jpg").symlink_to("nowhere")
     with pytest.raises(SystemExit) as stop:
-        run_script(lambda: run(photographs, tmp_path / "missing.jpg", "--SUBMISSION", tmp_path / "submission.csv"))
+        run_script(lambda: run(photographs, broken_link, "--SUBMISSION", tmp_path / "submission.csv"))
     output = capsys.readouterr()
     assert stop.value.code == 1 and "5 of 28 photographs predicted" in output.out
     named = [line for line in output.err.splitlines() if "can't be read as a picture" in line]
@@ -340,6 +341,7 @@ def test_inputs_and_places_that_cant_be_used(run, trained, tmp_path, capsys):  #
     photographs = trained / "val_images"
     for words, expected in (
         ([tmp_path / "empty"], "empty: no photographs here."),
+        ([tmp_path / "misspelt.jpg"], "misspelt.jpg: no such file or folder."),
         ([], "predict.py: the following arguments are required: photographs."),
         ([photographs, "--OVERLYA"], "--OVERLYA: no such option. Perhaps you meant --OVERLAY."),
         ([photographs, "--OUT", ""], "OUT: empty, so there is nowhere to write to."),
@@ -350,6 +352,7 @@ def test_inputs_and_places_that_cant_be_used(run, trained, tmp_path, capsys):  #
         ([photographs, "--THRESHOLD", "1"], "THRESHOLD: 1.0 can't be used. Give a number between 0 and 1."),
     ):
         assert expected in refused(lambda words=words: run(*words), capsys), words
+    assert "arguments are required: photographs." in refused(lambda: predict.main([]), capsys)
 
 
 def test_a_stopped_run_leaves_whole_files(trained, tmp_path):  # cases 91 and 92

@@ -44,6 +44,20 @@ def test_split_by_a_prefix_and_moving(tmp_path):
     assert not names(tmp_path / "i") and not names(tmp_path / "m")
 
 
+def test_split_of_symbolic_links_places_their_files(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"], (8, 8))
+    for name in ("i", "m"):
+        (tmp_path / "links" / name).mkdir(parents=True)
+        for file in (tmp_path / name).iterdir():
+            (tmp_path / "links" / name / file.name).symlink_to(f"../../{name}/{file.name}")
+    arguments = ["split", str(tmp_path / "links/i"), str(tmp_path / "links/m"), "--out", str(tmp_path / "data")]
+    for _ in range(2):  # the second finds all in its place
+        prepare_data.main(arguments)
+        assert sorted(listing(tmp_path / "data").values()) == sorted(
+            [*listing(tmp_path / "i").values(), *listing(tmp_path / "m").values()]
+        )
+
+
 def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a_1", "a_2"], (8, 8))
     (tmp_path / "full/val_masks").mkdir(parents=True)
