@@ -152,9 +152,10 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.into)  # which ends it
+        os.close(self.into)  # which ends it, unless a process that was forked meanwhile holds it open too
+        self.process.terminate()
         try:
-            self.process.wait(PATIENCE)
+            self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

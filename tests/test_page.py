@@ -100,7 +100,7 @@ def test_the_page_is_made_from_what_is_there(tmp_path):
     assert (tmp_path / "one/index.html").read_bytes() == whole
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if find_chromium() is None:
         pytest.skip("needs Chromium or Chrome, which is not installed")
