@@ -107,7 +107,7 @@ def test_only_the_default_folders_fall_back_on_the_sample(tmp_path, monkeypatch,
     (tmp_path / "data/train_images/.gitkeep").touch()
     named = ["mine/", *prepare_data.DEFAULT_DIRS[1:]]
     assert prepare_data.sample_if_empty(named) == named
-    (tmp_path / "data/sample").mkdir()  # it is there already, so nothing is rendered
+    (tmp_path / "data/sample/train_images").mkdir(parents=True)  # it is there already, so nothing is rendered
     dirs = prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
     assert [Path(d) for d in dirs] == [Path("data/sample") / name for name in prepare_data.FOLDERS]
     printed = capsys.readouterr().out
