@@ -1,6 +1,7 @@
 """What the machine has, and how a run makes use of it."""
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import platform
@@ -9,7 +10,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -63,6 +64,13 @@ def writable_folder(folder: Path, remedy: str = "Give another --OUT_DIR") -> Pat
             return folder
     except OSError as error:
         raise BadInput(folder, f"can't be written to ({error.strerror})", remedy) from error
+
+
+def give_memory_back() -> None:
+    """Have large blocks that are freed go back to the system at once, where the C library is glibc. It would keep
+    more and more of them, in pieces, the longer a process with several threads works."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD: blocks of a MiB and more
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -37,6 +37,7 @@ from machine import (
     choose_memory_format,
     choose_precision,
     count_cores,
+    give_memory_back,
     writable_folder,
 )
 from model import UNET, unet_arguments
@@ -234,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = [(file, None) for file in photographs]
     if options.MASK_DIR:
         pairs = with_masks(photographs, options.MASK_DIR)
+    give_memory_back()
     device = choose_device(options.DEVICE)
     model, size, precision = load_network(options.CHECKPOINT, device)
     out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
