@@ -23,6 +23,7 @@ RULES = {
     "MIN_STEPS": (lambda v: v >= 1, "1 or more"),
     "ACCUMULATE": (lambda v: v >= 1, "1 or more"),
     "NUM_EPOCHS": (lambda v: v >= 1, "1 or more"),
+    "HALF_SIZE_SHARE": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "IMAGE_HEIGHT": (lambda v: v >= 1, "1 or more"),
     "IMAGE_WIDTH": (lambda v: v >= 1, "1 or more"),
     "FEATURES": (lambda v: len(v) > 0 and min(v) >= 1, "one or more numbers from 1 up"),

@@ -1,0 +1,187 @@
+"""Which parts of the recipe earn their place: one change at a time, over several seeds, on held-out cars.
+
+    python study.py                                                # a quarter of the FEATURES, hours on a CPU
+    python study.py --ONLY outline --SEEDS 1                       # the recipe and the changes with this word
+    python study.py --FEATURES 64 128 256 512 --TRAIN_CARS 0 --NUM_EPOCHS 3    # all photographs, on a GPU
+
+Each run is train.py's own `main` in a process of its own, with one thing changed. Seed 1 learns from other cars
+than seed 0, and is scored on others; the changes share a seed's cars, so that their differences say more than
+their values.
+"""
+
+import contextlib
+import io
+import math
+import multiprocessing
+import platform
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import torch
+from torch import nn
+
+import train
+from errors import BadInput, run_script
+from losses import BCEDiceLoss
+from machine import count_cores
+from options import ConstantParser
+from prepare_data import FOLDERS, group_pairs
+from utils import check_accuracy
+
+IMG_DIR = "data/train_images/"  # photographs of the cars to share out
+MASK_DIR = "data/train_masks/"  # their masks
+TRAIN_CARS = 6  # cars to learn from; 0 takes all that aren't held out
+HELD_OUT_CARS = 12  # cars to score on
+SEEDS = 3  # runs of each change
+IMAGE_HEIGHT = 160  # pixels
+IMAGE_WIDTH = 240  # pixels
+FEATURES = [16, 32, 64, 128]  # channels of each level: a quarter of train.py's
+NUM_EPOCHS = 4  # passes over the training photographs
+ONLY = ""  # a part of the names of the changes to try
+OUT = ""  # a file for the table, in Markdown
+
+
+class CrossEntropyAlone(BCEDiceLoss):
+    """The training loss without its Dice term."""
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets, self.weights(targets))
+
+
+def adam(model: nn.Module, learning_rate: float, by_layer: bool = True) -> torch.optim.Optimizer:
+    """AdamW for all weights, with `learning_rate` for each or, `by_layer`, divided by sqrt(inputs of a unit)."""
+    layers = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    rates = [learning_rate / math.sqrt(layer.weight[0].numel() if by_layer else 1) for layer in layers]
+    return torch.optim.AdamW(
+        [{"params": layer.parameters(recurse=False), "lr": rate} for layer, rate in zip(layers, rates, strict=True)]
+    )
+
+
+def augmentation(*added: A.BasicTransform, without: str = "") -> Callable[[], tuple[A.Compose, A.Compose]]:
+    """train.py's transforms without those of a class, and with others before what makes a tensor of an image."""
+
+    def make_transforms() -> tuple[A.Compose, A.Compose]:
+        training, validation = original()
+        kept = [transform for transform in training.transforms if type(transform).__name__ != without]
+        to_tensor = len(validation.transforms)
+        return A.Compose([*kept[:-to_tensor], *added, *kept[-to_tensor:]]), validation
+
+    original = train.make_transforms
+    return make_transforms
+
+
+# What is changed: options of train.py, and what takes the place of its names.
+CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "the recipe": ([], {}),
+    "Adam instead of Muon, a rate for each layer": (
+        ["--LEARNING_RATE", "0.006"],
+        {"make_optimizer": adam},
+    ),
+    "Adam instead of Muon, one rate": (
+        ["--LEARNING_RATE", "0.001"],
+        {"make_optimizer": partial(adam, by_layer=False)},
+    ),
+    "half the learning rate": (["--LEARNING_RATE", str(train.LEARNING_RATE / 2)], {}),
+    "twice the learning rate": (["--LEARNING_RATE", str(train.LEARNING_RATE * 2)], {}),
+    "batches of 4": (["--MIN_STEPS", "24"], {}),
+    "no more weight near outlines": ([], {"BCEDiceLoss": partial(BCEDiceLoss, border_weight=0)}),
+    "no Dice in the loss": ([], {"BCEDiceLoss": CrossEntropyAlone}),
+    "no HorizontalFlip": ([], {"make_transforms": augmentation(without="HorizontalFlip")}),
+    "no Affine": ([], {"make_transforms": augmentation(without="Affine")}),
+    "no RandomBrightnessContrast": ([], {"make_transforms": augmentation(without="RandomBrightnessContrast")}),
+    "no CoarseDropout": ([], {"make_transforms": augmentation(without="CoarseDropout")}),
+    "with InvertImg": ([], {"make_transforms": augmentation(A.InvertImg(p=0.2))}),
+    "with ChannelShuffle": ([], {"make_transforms": augmentation(A.ChannelShuffle(p=0.5))}),
+    "with HueSaturationValue": (
+        [],
+        {"make_transforms": augmentation(A.HueSaturationValue(90, 60, 0, p=0.5))},
+    ),
+}
+
+
+def share_out(o: Any, seed: int, folder: Path) -> list[str]:
+    """Link the photographs and masks of the cars that `seed` draws into train.py's four folders, in `folder`."""
+    cars = group_pairs(o.IMG_DIR, o.MASK_DIR)
+    names = random.Random(seed).sample(sorted(cars), len(cars))
+    held_out, others = names[: o.HELD_OUT_CARS], names[o.HELD_OUT_CARS :]
+    if not others:
+        finding = f"{len(cars)} cars, of which HELD_OUT_CARS takes {o.HELD_OUT_CARS}"
+        raise BadInput(o.IMG_DIR, finding, "Lower HELD_OUT_CARS")
+    folders = [folder / name for name in FOLDERS]
+    for name in [*others[: o.TRAIN_CARS or None], *held_out]:
+        for pair in cars[name]:
+            for file, target in zip(pair, folders[2:] if name in held_out else folders[:2], strict=True):
+                target.mkdir(exist_ok=True)
+                (target / file.name).symlink_to(file.absolute())
+    return [str(folder) for folder in folders]
+
+
+def run_one(change: str, seed: int, o: Any) -> tuple[list[float], float]:
+    """Train with a change: the Dice on the held-out cars after each epoch, and the seconds of the whole run."""
+    options, patches = CHANGES[change]
+    for name, value in patches.items():
+        setattr(train, name, value)
+    dice = []
+
+    def score(*args: Any, **kwargs: Any) -> dict[str, float]:
+        scores = check_accuracy(*args, **kwargs)
+        dice.append(scores["dice"])
+        return scores
+
+    train.check_accuracy = score
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        folders = share_out(o, seed, Path(name))
+        argv = []
+        for constant, folder in zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), folders, strict=True):
+            argv += [f"--{constant}_DIR", folder]
+        argv += ["--OUT_DIR", name, "--CACHE_DIR", f"{name}/cache", "--SEED", str(seed), "--NUM_PICTURES", "0"]
+        argv += ["--IMAGE_HEIGHT", str(o.IMAGE_HEIGHT), "--IMAGE_WIDTH", str(o.IMAGE_WIDTH)]
+        argv += ["--NUM_EPOCHS", str(o.NUM_EPOCHS), "--FEATURES", *map(str, o.FEATURES), *options]
+        began = time.perf_counter()
+        train.main(argv)
+        return dice, time.perf_counter() - began
+
+
+def main() -> None:
+    o = ConstantParser(globals()).parse_args()
+    changes = [change for change in CHANGES if change == "the recipe" or o.ONLY in change]
+    last: dict[str, list[float]] = {change: [] for change in changes}
+    for seed in range(o.SEEDS):
+        for change in changes:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, unchanged before
+                dice, seconds = pool.apply(run_one, (change, seed, o))
+            last[change].append(dice[-1])
+            print(f"seed {seed}, {change}: {' '.join(f'{d:.4f}' for d in dice)}, {seconds:.0f} s", flush=True)
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    lines = [
+        f"Dice on {o.HELD_OUT_CARS} held-out cars after {o.NUM_EPOCHS} epochs at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, "
+        f"{o.TRAIN_CARS or 'all other'} cars to learn from, {o.FEATURES} features. "
+        f"{device}, {count_cores()} cores, torch {torch.__version__}, commit {commit or 'unknown'}.",
+        "The last column: the mean difference from the recipe over the seeds, with its standard error.",
+        "",
+        f"| change | {' | '.join(f'seed {seed}' for seed in range(o.SEEDS))} | mean | against the recipe |",
+        "|---" * (o.SEEDS + 3) + "|",
+    ]
+    for change, dice in last.items():
+        gains = [own - recipe for own, recipe in zip(dice, last["the recipe"], strict=True)]
+        error = statistics.stdev(gains) / math.sqrt(o.SEEDS) if o.SEEDS > 1 else math.nan
+        gain = f"{statistics.mean(gains):+.4f} ± {error:.4f}" if change != "the recipe" else ""
+        values = " | ".join(f"{d:.4f}" for d in dice)
+        lines.append(f"| {change} | {values} | {statistics.mean(dice):.4f} | {gain} |")
+    print("\n".join(lines))
+    if o.OUT:
+        Path(o.OUT).write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)
