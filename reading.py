@@ -106,11 +106,15 @@ def _match(
     masks: dict[str, list[Path]] = {}
     for file in mask_files:
         masks.setdefault(_same(file.name), []).append(file)
-    pairs, bad, used = [], [], set(images)
+    pairs, bad, used, names = [], [], set(images), {image.name for image in images}
     for image in images:
         tried = [image.stem + suffix for suffix in MASK_SUFFIXES]
         found = [file for name in tried for file in masks.get(_same(name), ()) if file != image]
         used.update(found)
+        unclear = [file.name for file in found if file.name in names] + [image.name] * image.stem.endswith("_mask")
+        if unclear and os.path.samefile(image.parent, mask_dir):
+            finding = f"holds masks and photographs, and {unclear[0]} could be either"
+            raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
         if not found:
             finding = f"no mask in {mask_dir}; tried {', '.join(tried)}"
             bad.append(BadInput(image, finding, "Add the mask, or take this file out of the folder"))
