@@ -231,6 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if not (options.OUT or options.SUBMISSION or options.MASK_DIR) or (options.OVERLAY and not options.OUT):
         raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
+    if os.path.isdir(options.SUBMISSION):
+        raise BadInput(options.SUBMISSION, "a folder", "Give --SUBMISSION a file's name, say submission.csv")
     photographs = find_inputs(options.photographs, options.OUT, options.MASK_DIR)
     pairs = [(file, None) for file in photographs]
     if options.MASK_DIR:
