@@ -125,12 +125,14 @@ def overall_scores(counts: Tensor) -> dict[str, float]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the model is as it was."""
+    """Evaluation mode without gradients; afterwards, and after an exception, the model is as it was."""
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        yield
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def check_accuracy(
