@@ -145,6 +145,8 @@ def _place(file: File, target: Path) -> None:
     if isinstance(file, Member):
         part.write_bytes(file.read())
     else:
+        if not os.path.isfile(file):
+            raise BadInput(file, "a broken link, a pipe or a device", "Replace or remove it")
         with contextlib.suppress(OSError):  # another disk, or a file system without hard links
             os.link(os.path.realpath(file), target)  # of a symbolic link, the file itself
             return

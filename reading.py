@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -222,6 +223,8 @@ class _Decoded(NamedTuple):
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe would wait for ever
+            raise BadInput(path, "a folder, a pipe or a device", "Replace or remove it")
         return Path(path).read_bytes()
     except OSError as error:
         raise BadInput(path, f"can't be read ({error.strerror})", "Replace or remove it") from error

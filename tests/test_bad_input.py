@@ -132,8 +132,8 @@ def contents(folder: Path) -> dict[str, Any]:
     """What lies in a folder, but for caches and locks."""
     found = {}
     for path in folder.rglob("*"):
-        if path.name != ".lock" and path.parent.name != "cache":
-            with contextlib.suppress(OSError):  # a folder, a broken link, or a file that the case made unreadable
+        if path.is_file() and path.name != ".lock" and path.parent.name != "cache":
+            with contextlib.suppress(OSError):  # a file that the case made unreadable
                 found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -219,6 +219,12 @@ def animated(w: World, name: str, masks: bool = False) -> None:
 def link(path: Path, target: Path) -> None:
     path.unlink()
     path.symlink_to(target)
+
+
+def special(path: Path, kind: str) -> None:
+    """Put a pipe that nothing writes to, or a device that never ends, in the place of a file."""
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
 
 
 @contextlib.contextmanager
@@ -423,6 +429,11 @@ CASES = [
     E(21, "broken link", lambda w: link(w.image, w.root / "gone.jpg"), "a.jpg: can't be read (No such file"),
     E(21, "loop of links", lambda w: link(w.image, w.image), "a.jpg: can't be read (Too many levels of symbolic"),
     E(22, "vanishing", resume(unlink_images, "--CACHE_DIR", ""), ".jpg: can't be read (No such file or directory)"),
+    *(
+        E(6, f"{kind} named like a {what}", lambda w, kind=kind, what=what: special(getattr(w, what), kind), says)
+        for kind, says in (("pipe", "a folder, a pipe or a device. Replace"), ("device", "a pipe or a device. Rep"))
+        for what in ("image", "mask")
+    ),
     # Masks and pairs
     E(
         23,

@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_split_of_symbolic_links_places_their_files(tmp_path):
         assert sorted(listing(tmp_path / "data").values()) == sorted(
             [*listing(tmp_path / "i").values(), *listing(tmp_path / "m").values()]
         )
+
+
+def test_split_places_nothing_but_files(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"], (8, 8))
+    for number, target in enumerate(("/dev/zero", "gone.jpg", None)):
+        (photograph := tmp_path / "i/b.jpg").unlink()
+        photograph.symlink_to(target) if target else os.mkfifo(photograph)
+        out = tmp_path / f"data{number}"
+        with pytest.raises(BadInput, match="b.jpg: a broken link, a pipe or a device. Replace or remove it."):
+            prepare_data.main(["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(out)])
+        assert not list(out.glob("*/b.jpg"))
 
 
 def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
