@@ -43,7 +43,7 @@ from machine import (
 from model import UNET, unet_arguments
 from options import ConstantParser
 from pictures import draw_outline, save_mask, scale_to_mask
-from reading import Size, find_photographs, read_image, read_mask, read_with_size, with_masks
+from reading import Size, find_photographs, must_match, read_image, read_mask, read_with_size, with_masks
 from rle import CARVANA_SIZE, encode, submission_rows
 from utils import count_overlap, dice_scores, overall_scores
 
@@ -144,9 +144,7 @@ def finish_item(item: Item, *, out: Path | None, overlay: bool, threshold: float
         runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
     if item.truth is not None:
         truth = read_mask(item.truth)
-        if truth.shape != mask.shape:
-            sizes = f"{truth.shape[1]}x{truth.shape[0]}, its photograph {mask.shape[1]}x{mask.shape[0]}"
-            raise BadInput(item.truth, f"the mask is {sizes}", "Give both the same size")
+        must_match(item.truth, truth.shape, mask.shape)
         counts = count_overlap(torch.from_numpy(mask)[None], torch.from_numpy(truth)[None] > 0)[0]
     return Result(item.path, counts, runs)
 

@@ -205,13 +205,18 @@ def examine_pair(pair: Pair, size: Size | None = None) -> tuple[np.ndarray, np.n
     if contents[0] == contents[1]:
         raise BadInput(pair[1], "byte for byte its photograph", "Put the mask in its place")
     photograph, truth = _decode(pair[0], contents[0], size), _decode(pair[1], contents[1])
-    if photograph.size != truth.size:
-        (height, width), turned = photograph.size, " as its EXIF orientation turns it" if photograph.turned else ""
-        finding = f"the mask is {truth.size[1]}x{truth.size[0]}, its photograph {width}x{height}{turned}"
-        raise BadInput(pair[1], finding, "Give both the same size")
+    must_match(pair[1], truth.size, photograph.size, photograph.turned)
     mask, foreground, between = _to_mask(truth, pair[1], size)
     digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
     return _to_image(photograph, pair[0], size), mask, Facts(photograph.size, foreground, between, digest)
+
+
+def must_match(path: Path, mask: Size, photograph: Size, turned: bool = False) -> None:
+    """Raise BadInput about a mask's file where its size is not its photograph's, which EXIF may have `turned`."""
+    if mask != photograph:
+        sizes = f"{mask[1]}x{mask[0]}, its photograph {photograph[1]}x{photograph[0]}"
+        finding = f"the mask is {sizes}{' as its EXIF orientation turns it' * turned}"
+        raise BadInput(path, finding, "Give both the same size")
 
 
 class _Decoded(NamedTuple):
