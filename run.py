@@ -107,6 +107,16 @@ class Run:
         if "step" not in state:
             load_checkpoint(state, self.model, name=name)
             return
+        try:
+            self._restore(state, name)
+        except BadInput:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            finding = f"lacks {reason}" if isinstance(error, KeyError) else f"not as train.py writes it ({reason})"
+            raise BadInput(name, finding, "Use another checkpoint") from error
+
+    def _restore(self, state: dict[str, Any], name: str) -> None:
         load_checkpoint(state, self.model, self.optimizer, name=name)
         if state.get("photographs", self.photographs) != self.photographs:
             counts = "{train} to learn from and {val} to score on"

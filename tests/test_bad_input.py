@@ -685,6 +685,21 @@ CASES = [
         "going on after 0 epochs",
     ),
     OK(72, "another script's", restate(lambda s: {"state_dict": s["state_dict"], "epoch": 90, "arch": "unet"})),
+    *(
+        E(
+            72,
+            f"without {key}",
+            restate(lambda s, key=key: {k: s[k] for k in s.keys() - {key}}),
+            f"lacks '{key}'. Use another checkpoint.",
+        )
+        for key in ("losses", "scheduler", "generators", "constants")
+    ),
+    E(
+        72,
+        "other contents",
+        restate(lambda state: state.update(losses=3)),
+        "my_checkpoint.pth.tar: not as train.py writes it ('int' object has no attribute 'to'). Use another",
+    ),
     OK(73, "weights alone", restate(lambda state: state["state_dict"]), "going on after 0 epochs"),
     *(
         E(
