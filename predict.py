@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import train
 from checkpoint import load_checkpoint, plain_weights, read_checkpoint
-from errors import BadInput, run_script
+from errors import BadInput, counted, run_script
 from machine import (
     autocast,
     choose_device,
@@ -215,7 +215,7 @@ def report(results: list[Result]) -> None:
     """Print how the masks compare with the true ones, and the worst of them."""
     counts = torch.stack([result.counts for result in results])
     scores = overall_scores(counts)
-    print(f"{len(counts)} images at full size: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+    print(f"{counted(len(counts), 'image')} at full size: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     ranking = sorted(zip(dice_scores(counts).tolist(), (str(result.path) for result in results), strict=True))
     print("the lowest dice:")
     for dice, path in ranking[:10]:

@@ -530,7 +530,7 @@ CASES = [
         40,
         "stray files",
         lambda w: ([(w.images / n).write_text("?") for n in (".DS_Store", "Thumbs.db", "._a.jpg", "note.txt")]),
-        "4 other files skipped",
+        "4 skipped files",
     ),
     W(
         41,
@@ -582,15 +582,15 @@ CASES = [
         "a.jpg: a name that stands in training as well. Look",
     ),
     W(49, "a car in both", use_cars, "02.jpg: a view of a car that is also learnt from, as in"),
-    OK(50, "one image", lambda w: keep(w, 1), "1 photographs to learn from"),
-    OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "2 a step, 1 steps"),
+    OK(50, "one image", lambda w: keep(w, 1), "1 photograph to learn from"),
+    OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "2 a step, 1 step an epoch"),
     E(
         50,
         "one image and one pixel",
         adding(lambda w: keep(w, 1), "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "7"),
         "IMAGE_HEIGHT and IMAGE_WIDTH: 4 and 7, of which batches of one leave BatchNorm a single pixel",
     ),
-    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "4 a step, 1 steps"),
+    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "4 a step, 1 step an epoch"),
     # Constants
     *(
         flags(53, "E", f"--LEARNING_RATE {value}", "can't be used. Give a positive")
@@ -660,7 +660,7 @@ CASES = [
         resume(lambda w: torch.save(UNET(features=[4, 8]), w.latest)),
         "not a checkpoint that can",
     ),
-    OK(69, "prefixes", restate(add_prefix), "going on after 1 epochs"),
+    OK(69, "prefixes", restate(add_prefix), "going on after 1 epoch and 0 steps"),
     flags(
         70,
         "E",
@@ -712,14 +712,14 @@ CASES = [
     ),
     OK(75, "no scaler's state", restate(lambda state: {k: v for k, v in state.items() if k != "scaler"})),
     OK(75, "an empty one", restate(lambda state: state.update(scaler={}))),
-    OK(76, "saved on CUDA", resume(save_on_cuda), "going on after 1 epochs"),
+    OK(76, "saved on CUDA", resume(save_on_cuda), "going on after 1 epoch and 0 steps"),
     E(
         77,
         "NaN",
         restate(lambda state: state["state_dict"]["final_conv.bias"].fill_(float("nan"))),
         "my_checkpoint.pth.tar: its weights are not finite. Use an earlier one.",
     ),
-    flags(78, "OK", "--LOAD_MODEL", "all 1 epochs are done: give a larger NUM_EPOCHS"),
+    flags(78, "OK", "--LOAD_MODEL", "NUM_EPOCHS 1 is reached: give a larger one"),
     W(
         79,
         "another photograph",
@@ -808,7 +808,7 @@ def test_the_check_sums_up_and_remembers(world, capsys):
     first = check(world, capsys)
     assert re.fullmatch(
         r".*train_images: 4 photographs with masks; 48x32; foreground \d+\.\d% on average, \d+\.\d% to \d+\.\d%; "
-        r"1 cars; 1 other files skipped\n",
+        r"1 car; 1 skipped file\n",
         first,
     )
     status = (broken := world.images / "b.jpg").stat()

@@ -79,7 +79,7 @@ def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
     for more, message in (
         ([], "val_masks: already holds files"),
         (["--share", "1"], "--share: 1.0 can't be used"),
-        (["--group", "_"], "all 2 photographs are one group"),
+        (["--group", "_"], "one group of 2 photographs"),
     ):
         with pytest.raises(BadInput, match=message):
             prepare_data.main([*arguments, *more])

@@ -247,7 +247,7 @@ def test_a_finished_run_says_so(folders, tmp_path, capsys):
     train.main([*folders, *out])
     before = (tmp_path / "my_checkpoint.pth.tar").read_bytes()
     train.main([*folders, *out, "--LOAD_MODEL"])
-    assert "all 2 epochs are done" in capsys.readouterr().out
+    assert "NUM_EPOCHS 2 is reached" in capsys.readouterr().out
     assert (tmp_path / "my_checkpoint.pth.tar").read_bytes() == before
 
 
