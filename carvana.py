@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from errors import BadInput
+from errors import BadInput, counted
 
 # The three cars, of 318, that the tutorial holds back for validation: 48 photographs.
 TUTORIAL_CARS = ("0cdf5b5d0ce1", "0ce66b539f52", "0d1a9caf4350")
@@ -67,11 +67,11 @@ def find_carvana(images: str | Path, masks: str | Path) -> list[tuple[Path | Mem
             raise BadInput(source, "no such archive or folder", "Fetch it as shown, or say where it is")
     photographs, truths = _named(images, ".jpg"), _named(masks, "_mask.gif")
     for source, alone, missing in (
-        (masks, photographs.keys() - truths.keys(), "masks"),
-        (images, truths.keys() - photographs.keys(), "photographs"),
+        (masks, photographs.keys() - truths.keys(), "mask"),
+        (images, truths.keys() - photographs.keys(), "photograph"),
     ):
         if alone:
-            finding = f"{len(alone)} {missing} are missing, the first of them that of {min(alone)}"
+            finding = f"lacks {counted(len(alone), missing)}, the first of them that of {min(alone)}"
             raise BadInput(source, finding, "Use archives that belong together")
     return [(photographs[name], truths[name]) for name in sorted(photographs)]
 

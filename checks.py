@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cache import gather_facts
-from errors import BadInput, refuse, warn
+from errors import BadInput, counted, refuse, warn
 from reading import CARVANA_NAME, Facts, Pair, Scan, Size, scan
 
 DEFAULT_SMALLEST = 16  # pixels a side that train.py's four levels need
@@ -182,11 +182,11 @@ def _report(folders: Iterable[Folder]) -> None:
         sizes = sorted({fact.size for fact in facts}, key=math.prod)
         ends = " to ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
         shares = [fact.foreground for fact in facts]
-        parts = [f"{len(facts)} photographs with masks"]
+        parts = [f"{counted(len(facts), 'photograph')} with {'a mask' if len(facts) == 1 else 'masks'}"]
         if shares:
             mean = sum(shares) / len(shares)
             parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]
-        counts = {"cars": folder.cars(), "other files skipped": folder.scan.skipped}
-        parts += [f"{len(found)} {what}" for what, found in counts.items() if found]
+        others = {"car": folder.cars(), "skipped file": folder.scan.skipped}
+        parts += [counted(len(found), noun) for noun, found in others.items() if found]
         print(f"{folder.image_dir}: {'; '.join(parts)}")
         _warn(WARNED, folder)

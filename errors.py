@@ -46,6 +46,11 @@ def warn(subject: str | Path, finding: str, remedy: str) -> None:
         print(f"warning: {BadInput(subject, finding, remedy)}", file=sys.stderr)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 photograph`, `2 photographs`: a number in a sentence."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Call a script's `main`; BadInput becomes one line on standard error and exit status 2, and Ctrl-C status 130.
 

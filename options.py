@@ -10,7 +10,8 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,20 +53,40 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        words = list(sys.argv[1:] if args is None else args)
+        self._refuse_misspelt(words)
         parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
-        options, unknown = parse(args, namespace)
+        options, unknown = parse(words, namespace)
         if unknown:
-            name = unknown[0].partition("=")[0]
-            near = difflib.get_close_matches(name.upper(), names := self._names(), n=1, cutoff=0.5)
-            remedy = f"Perhaps you meant {names[near[0]]}" if near else "--help lists the options"
-            raise BadInput(name, "no such option" if name.startswith("-") else "not expected here", remedy)
+            raise BadInput(unknown[0], "not expected here", "--help lists the options")
         return options
+
+    def _refuse_misspelt(self, words: Sequence[str]) -> None:
+        """Refuse a command or an option that isn't there, before argparse misses something else for want of it."""
+        options = self._names()
+        named = [word for word in words if not word.startswith("-")]
+        if self._subparsers and named:
+            commands = self._subparsers._group_actions[0].choices
+            _must_be_among(named[0], commands, "command")
+            options += commands[named[0]]._names()
+        for word in takewhile("--".__ne__, words):
+            if re.match("--?[A-Za-z]", word):  # and no negative number
+                _must_be_among(word.partition("=")[0], options, "option")
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(self.prog, message, "--help lists the options")
 
-    def _names(self) -> dict[str, str]:
-        return {o.upper(): o for action in self._actions for o in action.option_strings if o.startswith("--")}
+    def _names(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+
+def _must_be_among(name: str, known: Iterable[str], kind: str) -> None:
+    """Raise BadInput where `name` is not one of the names, and suggest the nearest."""
+    if name not in known:
+        spelt = {word.upper(): word for word in known if word not in ("-h", "--help")}
+        near = difflib.get_close_matches(name.upper(), spelt, n=1, cutoff=0.5)
+        remedy = f"Perhaps you meant {spelt[near[0]]}" if near else f"--help lists the {kind}s"
+        raise BadInput(name, f"no such {kind}", remedy)
 
 
 class ConstantParser(OptionParser):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import train
 from checkpoint import load_checkpoint, plain_weights, read_checkpoint
-from errors import BadInput, run_script
+from errors import BadInput, counted, run_script
 from machine import (
     autocast,
     choose_device,
@@ -43,7 +43,7 @@ from machine import (
 from model import UNET, unet_arguments
 from options import ConstantParser
 from pictures import draw_outline, save_mask, scale_to_mask
-from reading import Size, find_photographs, read_image, read_mask, read_with_size, with_masks
+from reading import Size, find_photographs, must_match, read_image, read_mask, read_with_size, with_masks
 from rle import CARVANA_SIZE, encode, submission_rows
 from utils import count_overlap, dice_scores, overall_scores
 
@@ -144,9 +144,7 @@ def finish_item(item: Item, *, out: Path | None, overlay: bool, threshold: float
         runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
     if item.truth is not None:
         truth = read_mask(item.truth)
-        if truth.shape != mask.shape:
-            sizes = f"{truth.shape[1]}x{truth.shape[0]}, its photograph {mask.shape[1]}x{mask.shape[0]}"
-            raise BadInput(item.truth, f"the mask is {sizes}", "Give both the same size")
+        must_match(item.truth, truth.shape, mask.shape)
         counts = count_overlap(torch.from_numpy(mask)[None], torch.from_numpy(truth)[None] > 0)[0]
     return Result(item.path, counts, runs)
 
@@ -217,7 +215,7 @@ def report(results: list[Result]) -> None:
     """Print how the masks compare with the true ones, and the worst of them."""
     counts = torch.stack([result.counts for result in results])
     scores = overall_scores(counts)
-    print(f"{len(counts)} images at full size: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+    print(f"{counted(len(counts), 'image')} at full size: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     ranking = sorted(zip(dice_scores(counts).tolist(), (str(result.path) for result in results), strict=True))
     print("the lowest dice:")
     for dice, path in ranking[:10]:
@@ -231,6 +229,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if not (options.OUT or options.SUBMISSION or options.MASK_DIR) or (options.OVERLAY and not options.OUT):
         raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
+    if os.path.isdir(options.SUBMISSION):
+        raise BadInput(options.SUBMISSION, "a folder", "Give --SUBMISSION a file's name, say submission.csv")
     photographs = find_inputs(options.photographs, options.OUT, options.MASK_DIR)
     pairs = [(file, None) for file in photographs]
     if options.MASK_DIR:

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from carvana import TUTORIAL_CARS, Member, find_carvana
-from errors import BadInput, run_script
+from errors import BadInput, counted, run_script
 from options import OptionParser
 from reading import CARVANA_NAME, find_pairs
 
@@ -84,7 +84,7 @@ def _groups(pairs: Sequence[Pair], source: str, separator: str | None = None) ->
         groups.setdefault(name or image.stem, []).append((image, mask))
     if len(groups) < 2:
         remedy = "Give more, or --group another separator"
-        raise BadInput(source, f"all {len(pairs)} photographs are one group", remedy)
+        raise BadInput(source, f"one group of {counted(len(pairs), 'photograph')}", remedy)
     return groups
 
 
@@ -127,8 +127,8 @@ def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, mo
             file.unlink()
 
     val = sum(len(groups[name]) for name in val_groups)
-    print(f"{sum(map(len, groups.values())) - val} photographs for training, {val} for validation")
-    print(f"{len(groups) - len(val_groups)} groups for training, {len(val_groups)} for validation")
+    print(f"{counted(sum(map(len, groups.values())) - val, 'photograph')} for training, {val} for validation")
+    print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
 
 
 def _is_at(file: File, target: Path) -> bool:
@@ -145,6 +145,8 @@ def _place(file: File, target: Path) -> None:
     if isinstance(file, Member):
         part.write_bytes(file.read())
     else:
+        if not os.path.isfile(file):
+            raise BadInput(file, "a broken link, a pipe or a device", "Replace or remove it")
         with contextlib.suppress(OSError):  # another disk, or a file system without hard links
             os.link(os.path.realpath(file), target)  # of a symbolic link, the file itself
             return

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -106,11 +107,15 @@ def _match(
     masks: dict[str, list[Path]] = {}
     for file in mask_files:
         masks.setdefault(_same(file.name), []).append(file)
-    pairs, bad, used = [], [], set(images)
+    pairs, bad, used, names = [], [], set(images), {image.name for image in images}
     for image in images:
         tried = [image.stem + suffix for suffix in MASK_SUFFIXES]
         found = [file for name in tried for file in masks.get(_same(name), ()) if file != image]
         used.update(found)
+        unclear = [file.name for file in found if file.name in names] + [image.name] * image.stem.endswith("_mask")
+        if unclear and os.path.samefile(image.parent, mask_dir):
+            finding = f"holds masks and photographs, and {unclear[0]} could be either"
+            raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
         if not found:
             finding = f"no mask in {mask_dir}; tried {', '.join(tried)}"
             bad.append(BadInput(image, finding, "Add the mask, or take this file out of the folder"))
@@ -200,13 +205,18 @@ def examine_pair(pair: Pair, size: Size | None = None) -> tuple[np.ndarray, np.n
     if contents[0] == contents[1]:
         raise BadInput(pair[1], "byte for byte its photograph", "Put the mask in its place")
     photograph, truth = _decode(pair[0], contents[0], size), _decode(pair[1], contents[1])
-    if photograph.size != truth.size:
-        (height, width), turned = photograph.size, " as its EXIF orientation turns it" if photograph.turned else ""
-        finding = f"the mask is {truth.size[1]}x{truth.size[0]}, its photograph {width}x{height}{turned}"
-        raise BadInput(pair[1], finding, "Give both the same size")
+    must_match(pair[1], truth.size, photograph.size, photograph.turned)
     mask, foreground, between = _to_mask(truth, pair[1], size)
     digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
     return _to_image(photograph, pair[0], size), mask, Facts(photograph.size, foreground, between, digest)
+
+
+def must_match(path: Path, mask: Size, photograph: Size, turned: bool = False) -> None:
+    """Raise BadInput about a mask's file where its size is not its photograph's, which EXIF may have `turned`."""
+    if mask != photograph:
+        sizes = f"{mask[1]}x{mask[0]}, its photograph {photograph[1]}x{photograph[0]}"
+        finding = f"the mask is {sizes}{' as its EXIF orientation turns it' * turned}"
+        raise BadInput(path, finding, "Give both the same size")
 
 
 class _Decoded(NamedTuple):
@@ -218,6 +228,8 @@ class _Decoded(NamedTuple):
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe would wait for ever
+            raise BadInput(path, "a folder, a pipe or a device", "Replace or remove it")
         return Path(path).read_bytes()
     except OSError as error:
         raise BadInput(path, f"can't be read ({error.strerror})", "Replace or remove it") from error

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
 from curves import Curves
@@ -21,6 +22,12 @@ from errors import BadInput, warn
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
 SMALLEST_SCALE = 2.0**-10  # of a scaler: below it, float16 overflows in every step
+
+
+def end_bars() -> None:
+    """Have every progress bar end its line, which whatever breaks off an epoch would leave open."""
+    for bar in list(tqdm._instances):
+        bar.close()
 
 
 class Run:
@@ -107,6 +114,16 @@ class Run:
         if "step" not in state:
             load_checkpoint(state, self.model, name=name)
             return
+        try:
+            self._restore(state, name)
+        except BadInput:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            finding = f"lacks {reason}" if isinstance(error, KeyError) else f"not as train.py writes it ({reason})"
+            raise BadInput(name, finding, "Use another checkpoint") from error
+
+    def _restore(self, state: dict[str, Any], name: str) -> None:
         load_checkpoint(state, self.model, self.optimizer, name=name)
         if state.get("photographs", self.photographs) != self.photographs:
             counts = "{train} to learn from and {val} to score on"
@@ -208,6 +225,7 @@ class Run:
     def exit(self, number: int) -> NoReturn:
         """End the process as the signal of that number asks, when what was saved last is on the disk."""
         self.writer.wait()
+        end_bars()
         print(f"stopped in epoch {self.epoch + 1} after step {self.step}; LOAD_MODEL = True goes on from there")
         raise SystemExit(128 + number)
 
@@ -240,6 +258,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        end_bars()
         if kind is None:
             self.writer.wait()
 

@@ -29,7 +29,7 @@ from checkpoint import CheckpointWriter
 from checks import check_run
 from curves import Curves
 from distributed import end_together, join
-from errors import run_script
+from errors import counted, run_script
 from losses import BCEDiceLoss
 from machine import (
     autocast,
@@ -236,17 +236,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     if state := group.from_first(lambda: run.saved_state(options.LOAD_MODEL)):
         run.restore(state)
-        print(f"{writer.latest}: going on after {run.epoch} epochs and {run.step} steps")
+        print(f"{writer.latest}: going on after {counted(run.epoch, 'epoch')} and {counted(run.step, 'step')}")
         if run.epoch >= options.NUM_EPOCHS:
-            print(f"all {options.NUM_EPOCHS} epochs are done: give a larger NUM_EPOCHS to train on")
+            print(f"NUM_EPOCHS {options.NUM_EPOCHS} is reached: give a larger one to train on")
     elif group.is_first and (
         aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"])
     ):
         print(f"the results of the run before are now in {aside}")
 
     print(
-        f"{len(train_loader.dataset)} photographs to learn from, {len(val_loader.dataset)} to score on; "
-        f"{batch_size} a step{group.shares(batch_size)}, {len(train_loader)} steps an epoch; "
+        f"{counted(len(train_loader.dataset), 'photograph')} to learn from, {len(val_loader.dataset)} to score on; "
+        f"{batch_size} a step{group.shares(batch_size)}, {counted(len(train_loader), 'step')} an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )
     with explaining(f"batches of {batch_size} images of {size[0]}x{size[1]}"), run, closing(curves):

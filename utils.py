@@ -16,7 +16,7 @@ from checkpoint import load_checkpoint as load_checkpoint
 from checkpoint import save_checkpoint as save_checkpoint
 from dataset import CarvanaDataset, EpochBatches
 from distributed import ALONE, Group
-from errors import BadInput
+from errors import BadInput, counted
 from machine import autocast, end_workers_at_exit, leave_signals_to_parent
 from pictures import Picture, draw_sheet, save_mask
 from reading import Size
@@ -64,10 +64,11 @@ def get_loaders(
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)
     if len(train_set) < group.size:
-        finding = f"{len(train_set)} photographs for {group.size} processes"
+        finding = f"{counted(len(train_set), 'photograph')} for {group.size} processes"
         raise BadInput(train_dir, finding, "Start fewer processes or add photographs")
     if batch_size < group.size:
-        raise BadInput("BATCH_SIZE", f"{batch_size} images a step for {group.size} processes", "Give one for each")
+        finding = f"{counted(batch_size, 'image')} a step for {group.size} processes"
+        raise BadInput("BATCH_SIZE", finding, "Give one for each")
     train_batch_size = min(batch_size, max(2, group.size, len(train_set) // min_steps))
     end_workers_at_exit()
     common = {
@@ -125,12 +126,14 @@ def overall_scores(counts: Tensor) -> dict[str, float]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the model is as it was."""
+    """Evaluation mode without gradients; afterwards, and after an exception, the model is as it was."""
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        yield
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def check_accuracy(
@@ -165,7 +168,8 @@ def check_accuracy(
     if loss_fn is not None:
         scores["loss"] = sum(group.exchange(torch.cat(losses).sum().item())) / len(counts)
     height, width = masks.shape[1:]
-    print(f"{len(counts)} images at {height}x{width}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    print(f"{counted(len(counts), 'image')} at {height}x{width}: {shown}")
     return scores
 
 

@@ -132,8 +132,8 @@ def contents(folder: Path) -> dict[str, Any]:
     """What lies in a folder, but for caches and locks."""
     found = {}
     for path in folder.rglob("*"):
-        if path.name != ".lock" and path.parent.name != "cache":
-            with contextlib.suppress(OSError):  # a folder, a broken link, or a file that the case made unreadable
+        if path.is_file() and path.name != ".lock" and path.parent.name != "cache":
+            with contextlib.suppress(OSError):  # a file that the case made unreadable
                 found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -219,6 +219,12 @@ def animated(w: World, name: str, masks: bool = False) -> None:
 def link(path: Path, target: Path) -> None:
     path.unlink()
     path.symlink_to(target)
+
+
+def special(path: Path, kind: str) -> None:
+    """Put a pipe that nothing writes to, or a device that never ends, in the place of a file."""
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
 
 
 @contextlib.contextmanager
@@ -423,6 +429,11 @@ CASES = [
     E(21, "broken link", lambda w: link(w.image, w.root / "gone.jpg"), "a.jpg: can't be read (No such file"),
     E(21, "loop of links", lambda w: link(w.image, w.image), "a.jpg: can't be read (Too many levels of symbolic"),
     E(22, "vanishing", resume(unlink_images, "--CACHE_DIR", ""), ".jpg: can't be read (No such file or directory)"),
+    *(
+        E(6, f"{kind} named like a {what}", lambda w, kind=kind, what=what: special(getattr(w, what), kind), says)
+        for kind, says in (("pipe", "a folder, a pipe or a device. Replace"), ("device", "a pipe or a device. Rep"))
+        for what in ("image", "mask")
+    ),
     # Masks and pairs
     E(
         23,
@@ -519,7 +530,7 @@ CASES = [
         40,
         "stray files",
         lambda w: ([(w.images / n).write_text("?") for n in (".DS_Store", "Thumbs.db", "._a.jpg", "note.txt")]),
-        "4 other files skipped",
+        "4 skipped files",
     ),
     W(
         41,
@@ -571,15 +582,15 @@ CASES = [
         "a.jpg: a name that stands in training as well. Look",
     ),
     W(49, "a car in both", use_cars, "02.jpg: a view of a car that is also learnt from, as in"),
-    OK(50, "one image", lambda w: keep(w, 1), "1 photographs to learn from"),
-    OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "2 a step, 1 steps"),
+    OK(50, "one image", lambda w: keep(w, 1), "1 photograph to learn from"),
+    OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "2 a step, 1 step an epoch"),
     E(
         50,
         "one image and one pixel",
         adding(lambda w: keep(w, 1), "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "7"),
         "IMAGE_HEIGHT and IMAGE_WIDTH: 4 and 7, of which batches of one leave BatchNorm a single pixel",
     ),
-    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "4 a step, 1 steps"),
+    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "4 a step, 1 step an epoch"),
     # Constants
     *(
         flags(53, "E", f"--LEARNING_RATE {value}", "can't be used. Give a positive")
@@ -649,7 +660,7 @@ CASES = [
         resume(lambda w: torch.save(UNET(features=[4, 8]), w.latest)),
         "not a checkpoint that can",
     ),
-    OK(69, "prefixes", restate(add_prefix), "going on after 1 epochs"),
+    OK(69, "prefixes", restate(add_prefix), "going on after 1 epoch and 0 steps"),
     flags(
         70,
         "E",
@@ -674,6 +685,21 @@ CASES = [
         "going on after 0 epochs",
     ),
     OK(72, "another script's", restate(lambda s: {"state_dict": s["state_dict"], "epoch": 90, "arch": "unet"})),
+    *(
+        E(
+            72,
+            f"without {key}",
+            restate(lambda s, key=key: {k: s[k] for k in s.keys() - {key}}),
+            f"lacks '{key}'. Use another checkpoint.",
+        )
+        for key in ("losses", "scheduler", "generators", "constants")
+    ),
+    E(
+        72,
+        "other contents",
+        restate(lambda state: state.update(losses=3)),
+        "my_checkpoint.pth.tar: not as train.py writes it ('int' object has no attribute 'to'). Use another",
+    ),
     OK(73, "weights alone", restate(lambda state: state["state_dict"]), "going on after 0 epochs"),
     *(
         E(
@@ -686,14 +712,14 @@ CASES = [
     ),
     OK(75, "no scaler's state", restate(lambda state: {k: v for k, v in state.items() if k != "scaler"})),
     OK(75, "an empty one", restate(lambda state: state.update(scaler={}))),
-    OK(76, "saved on CUDA", resume(save_on_cuda), "going on after 1 epochs"),
+    OK(76, "saved on CUDA", resume(save_on_cuda), "going on after 1 epoch and 0 steps"),
     E(
         77,
         "NaN",
         restate(lambda state: state["state_dict"]["final_conv.bias"].fill_(float("nan"))),
         "my_checkpoint.pth.tar: its weights are not finite. Use an earlier one.",
     ),
-    flags(78, "OK", "--LOAD_MODEL", "all 1 epochs are done: give a larger NUM_EPOCHS"),
+    flags(78, "OK", "--LOAD_MODEL", "NUM_EPOCHS 1 is reached: give a larger one"),
     W(
         79,
         "another photograph",
@@ -782,7 +808,7 @@ def test_the_check_sums_up_and_remembers(world, capsys):
     first = check(world, capsys)
     assert re.fullmatch(
         r".*train_images: 4 photographs with masks; 48x32; foreground \d+\.\d% on average, \d+\.\d% to \d+\.\d%; "
-        r"1 cars; 1 other files skipped\n",
+        r"1 car; 1 skipped file\n",
         first,
     )
     status = (broken := world.images / "b.jpg").stat()

@@ -160,12 +160,12 @@ BROKEN = {
     "one byte": (lambda path: spoil(path, f"{CARS[0]}_02.jpg"), f"train.zip: train/{CARS[0]}_02.jpg can't be unp"),
     "photograph missing": (
         lambda path: leave_out(path, f"{CARS[1]}_03.jpg"),
-        f"train.zip: 1 photographs are missing, the first of them that of {CARS[1]}_03",
+        f"train.zip: lacks 1 photograph, the first of them that of {CARS[1]}_03",
     ),
     "all missing": (lambda path: leave_out(path, ".jpg"), "train.zip: holds no file like 0cdf5b5d0ce1_01.jpg"),
     "mask missing": (
         lambda path: leave_out(path.with_name("train_masks.zip"), "_02_mask.gif"),
-        f"train_masks.zip: 5 masks are missing, the first of them that of {min(CARS)}_02",
+        f"train_masks.zip: lacks 5 masks, the first of them that of {min(CARS)}_02",
     ),
     "tutorial's car missing": (
         lambda path: leave_out(path, TUTORIAL_CARS[2]),

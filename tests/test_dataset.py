@@ -8,6 +8,7 @@ from albumentations.pytorch import ToTensorV2
 from conftest import write_pairs
 from PIL import Image
 
+import prepare_data
 from dataset import CarvanaDataset, EpochBatches
 from errors import BadInput
 from reading import find_pairs, read_image, read_mask
@@ -35,6 +36,22 @@ def test_names_that_pair_up(tmp_path, image_name, mask_name):
     for stray in ("note.txt", ".DS_Store", "._x.jpg"):
         (tmp_path / "i" / stray).write_text("no picture")
     assert find_pairs(tmp_path / "i", tmp_path / "m") == [(tmp_path / "i" / image_name, tmp_path / "m" / mask_name)]
+
+
+@pytest.mark.parametrize("suffix", [".png", "_mask.png", "_mask.jpg"])
+def test_photographs_and_masks_in_one_folder_are_refused_where_they_cant_be_told_apart(tmp_path, suffix):
+    (tmp_path / "link").symlink_to(tmp_path)
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
+    Image.new("L", (8, 6)).save(tmp_path / f"a{suffix}")
+    for images, masks in ((tmp_path, tmp_path), (tmp_path, tmp_path / "link")):
+        for words in (["check", "--cache_dir", ""], ["split", "--out", str(tmp_path / "data")]):
+            with pytest.raises(
+                BadInput, match="holds masks and photographs, and .* Move the masks into a folder of"
+            ):
+                prepare_data.main([*words, str(images), str(masks)])
+    assert not (tmp_path / "data").exists()
+    (tmp_path / f"a{suffix}").rename(tmp_path / "a_mask.gif")  # by its ending no photograph
+    assert find_pairs(tmp_path, tmp_path) == [(tmp_path / "a.jpg", tmp_path / "a_mask.gif")]
 
 
 def test_unpaired_photographs_are_refused_by_name(tmp_path):

@@ -241,7 +241,7 @@ def test_a_run_survives_the_death_of_a_process(undisturbed, arguments, tmp_path)
     words = ["kill", 5, 2, *arguments, "--OUT_DIR", tmp_path, "--SAVE_MINUTES", "1e-9"]
     done = torchrun(2, __file__, *words, restarts=1)
     assert done.returncode == 0, done.stderr
-    assert "going on after 5 epochs and 1 steps" in done.stdout
+    assert "going on after 5 epochs and 1 step" in done.stdout
     assert done.stderr.count("another process of this run has ended") == 1 and "gloo" not in done.stderr
     assert same(end_of(tmp_path), end_of(undisturbed[0]))
     (aside,) = (tmp_path / "previous_runs").iterdir()
@@ -292,7 +292,7 @@ def test_a_restart_goes_on_only_from_what_its_own_command_saved(arguments, tmp_p
             monkeypatch.setenv(name, str(value))
         train.main([*arguments, "--OUT_DIR", str(tmp_path), "--NUM_EPOCHS", str(epochs), "--FEATURES", "2", "4"])
         printed.append(capsys.readouterr().out)
-    assert ["going on after 1 epochs" in text for text in printed] == [False, False, True]
+    assert ["going on after 1 epoch and" in text for text in printed] == [False, False, True]
     assert ["run before are now in" in text for text in printed] == [False, True, False]
 
 

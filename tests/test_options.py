@@ -1,5 +1,7 @@
 import pytest
 
+import predict
+import prepare_data
 from errors import BadInput, run_script
 from options import ConstantParser
 
@@ -76,6 +78,31 @@ def test_help_shows_meaning_and_default(parser, capsys):
 def test_refusals_are_one_line_and_status_2(parser, words, message, capsys):
     with pytest.raises(SystemExit) as stop:
         run_script(lambda: parser.parse_args(words.split()))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "script, words, message",
+    [
+        (prepare_data, "splt a b", "splt: no such command. Perhaps you meant split."),
+        (prepare_data, "split a b --shrae 0.3", "--shrae: no such option. Perhaps you meant --share."),
+        (prepare_data, "split --mvoe a", "--mvoe: no such option. Perhaps you meant --move."),
+        (
+            prepare_data,
+            "carvana --like_tutorial",
+            "--like_tutorial: no such option. Perhaps you meant --like-tutorial.",
+        ),
+        (prepare_data, "check a b --share 1", "--share: no such option. --help lists the options."),
+        (prepare_data, "split a b c", "c: not expected here."),
+        (predict, "--OVERLYA", "--OVERLYA: no such option. Perhaps you meant --OVERLAY."),
+        (predict, "a.jpg --checkpoint=x", "--checkpoint: no such option. Perhaps you meant --CHECKPOINT."),
+        (predict, "a.jpg --THRESHOLD -1", "THRESHOLD: -1.0 can't be used."),
+    ],
+)
+def test_misspelt_words_of_the_other_scripts(script, words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: script.main(words.split()))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 

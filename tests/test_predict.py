@@ -347,7 +347,7 @@ def test_inputs_and_places_that_cant_be_used(run, trained, tmp_path, capsys):  #
         ([photographs, "--OUT", ""], "OUT: empty, so there is nowhere to write to."),
         ([photographs, "--SUBMISSION", "x.csv", "--OUT", "", "--OVERLAY"], "OUT: empty, so there is nowhere"),
         ([photographs, "--OUT", tmp_path / "file"], "file: can't be written to (File exists). Give another --OUT."),
-        ([photographs, "--SUBMISSION", tmp_path / "empty"], "empty is a folder)"),
+        ([photographs, "--SUBMISSION", tmp_path / "empty"], "empty: a folder. Give --SUBMISSION a file's name"),
         ([f"{photographs}/{3:012x}_01.jpg", "--MASK_DIR", trained / "train_masks"], "_01.jpg: no mask in "),
         ([photographs, "--THRESHOLD", "1"], "THRESHOLD: 1.0 can't be used. Give a number between 0 and 1."),
     ):

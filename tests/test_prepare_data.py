@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,17 @@ def test_split_of_symbolic_links_places_their_files(tmp_path):
         )
 
 
+def test_split_places_nothing_but_files(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"], (8, 8))
+    for number, target in enumerate(("/dev/zero", "gone.jpg", None)):
+        (photograph := tmp_path / "i/b.jpg").unlink()
+        photograph.symlink_to(target) if target else os.mkfifo(photograph)
+        out = tmp_path / f"data{number}"
+        with pytest.raises(BadInput, match="b.jpg: a broken link, a pipe or a device. Replace or remove it."):
+            prepare_data.main(["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(out)])
+        assert not list(out.glob("*/b.jpg"))
+
+
 def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a_1", "a_2"], (8, 8))
     (tmp_path / "full/val_masks").mkdir(parents=True)
@@ -67,7 +79,7 @@ def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
     for more, message in (
         ([], "val_masks: already holds files"),
         (["--share", "1"], "--share: 1.0 can't be used"),
-        (["--group", "_"], "all 2 photographs are one group"),
+        (["--group", "_"], "one group of 2 photographs"),
     ):
         with pytest.raises(BadInput, match=message):
             prepare_data.main([*arguments, *more])

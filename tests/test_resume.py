@@ -247,7 +247,7 @@ def test_a_finished_run_says_so(folders, tmp_path, capsys):
     train.main([*folders, *out])
     before = (tmp_path / "my_checkpoint.pth.tar").read_bytes()
     train.main([*folders, *out, "--LOAD_MODEL"])
-    assert "all 2 epochs are done" in capsys.readouterr().out
+    assert "NUM_EPOCHS 2 is reached" in capsys.readouterr().out
     assert (tmp_path / "my_checkpoint.pth.tar").read_bytes() == before
 
 
@@ -275,7 +275,12 @@ def start(folders: list[str], out: Path, *more: str) -> subprocess.Popen:
     ]
     # A process group of its own, as a terminal or a queue makes: its signals reach the workers too.
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     for _ in range(600):
         if (out / "my_checkpoint.pth.tar").exists():
@@ -300,11 +305,11 @@ def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number
         assert process.poll() is None
     began = time.monotonic()
     os.killpg(process.pid, number)
-    output, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, error
-    assert time.monotonic() - began < 20 and "Traceback" not in error and "LOAD_MODEL = True goes on" in output
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert time.monotonic() - began < 20 and "Traceback" not in output and "LOAD_MODEL = True goes on" in output
     state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
-    assert f"stopped in epoch {state['epoch'] + 1} after step {state['step']}" in output
+    assert f"\nstopped in epoch {state['epoch'] + 1} after step {state['step']};" in output  # not glued to the bar
     assert members(process.pid) == []
 
 

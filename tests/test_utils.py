@@ -12,6 +12,7 @@ from utils import (
     check_accuracy,
     count_overlap,
     dice_scores,
+    evaluating,
     get_loaders,
     iou_scores,
     one_cycle,
@@ -38,6 +39,15 @@ def test_scores_by_hand():
     assert counts.tolist() == [[2, 3, 4, 8], [0, 0, 0, 8], [0, 2, 0, 8]]
     assert dice_scores(counts).tolist() == [4 / 7, 1, 0]
     assert iou_scores(counts).tolist() == [2 / 5, 1, 0]
+
+
+def test_a_model_trains_on_after_an_evaluation_that_failed():
+    for was_training in (True, False):
+        model = Logits().train(was_training)
+        with pytest.raises(ValueError), evaluating(model):
+            assert not model.training and not torch.is_grad_enabled()
+            raise ValueError
+        assert model.training == was_training and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
