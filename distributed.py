@@ -98,7 +98,7 @@ class Group:
 
     def wrap(self, model: nn.Module, image: Tensor, sync_batchnorm: bool = False) -> nn.Module:
         """`model` for training: with each backward pass, the processes take the mean of their gradients. `image` is
-        any (1, C, H, W) of the size to come."""
+        any (1, C, H, W) that it takes."""
         if self.size == 1:
             return model
         if sync_batchnorm and self.device.type == "cuda":
