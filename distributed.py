@@ -1,12 +1,14 @@
 """The processes of one run, as PyTorch's launcher `torchrun` starts them; `python train.py` is the case of one."""
 
 import os
+import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -55,6 +57,18 @@ class Group:
         if self.size > 1:
             dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
+
+    def require_same(self, folder: str | Path, names: Iterable[str]) -> None:
+        """Raise BadInput, in all processes, where one found other `names` in a folder than the first did: its
+        machine holds other files, and an index would stand for different photographs."""
+        mine = set(names)
+        first = set(self.from_first(lambda: mine))
+        finding = ""
+        if mine != first:
+            what = f"lacks {min(first - mine)}" if first - mine else f"also holds {min(mine - first)}"
+            finding = f"on {platform.node()} (process {self.rank}) it {what}, unlike where the first process is"
+        if findings := list(filter(None, self.exchange(finding))):
+            raise BadInput(folder, findings[0], "Give all machines the same files")
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -185,7 +199,7 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
             if _is_first_to_tell():
                 raise
             sys.exit(2)
-        except RuntimeError as error:
+        except Exception as error:
             if not _is_loss_of_another(error):
                 raise
             if _is_first_to_tell():
@@ -197,8 +211,8 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
     return together
 
 
-def _is_loss_of_another(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def _is_loss_of_another(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def _is_first_to_tell() -> bool:

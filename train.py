@@ -204,6 +204,9 @@ def main(argv: list[str] | None = None) -> None:
             group=group,
         )
 
+    for folder, loader in zip(folders[::2], (train_loader, val_loader), strict=True):
+        group.require_same(folder, loader.dataset.images)
+
     torch.manual_seed(options.SEED)
     model_arguments = {"in_channels": 3, "out_channels": options.NUM_CLASSES, "features": options.FEATURES}
     model = UNET(**model_arguments).to(device, memory_format=choose_memory_format(device, precision))
