@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -201,9 +201,12 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(2)
         except Exception as error:
             if not _is_loss_of_another(error):
+                _leave_reason(error)
                 raise
             if _is_first_to_tell():
-                print("another process of this run has ended, and so this one ends too", file=sys.stderr)
+                print(
+                    f"another process of this run has ended{_reason()}, and so this one ends too", file=sys.stderr
+                )
             sys.exit(1)
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -213,6 +216,22 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
 
 def _is_loss_of_another(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def _leave_reason(error: Exception) -> None:
+    """Say in the store why this process ends, for the others that will miss it."""
+    if _store is not None:
+        reason = (f"{type(error).__name__}: {error}".strip(": ").splitlines() or [""])[0]
+        with suppress(RuntimeError):  # torchrun may be gone, too
+            _store.set("reason", f" (process {os.environ['RANK']}, {reason[:200]})")
+
+
+def _reason() -> str:
+    """Why another process has ended, in brackets, where it could still say so."""
+    with suppress(RuntimeError):
+        if _store is not None and _store.check(["reason"]):
+            return _store.get("reason").decode()
+    return ""
 
 
 def _is_first_to_tell() -> bool:

@@ -142,6 +142,14 @@ def train_apart(root: Path, *arguments: str) -> None:
     train.main(list(arguments))
 
 
+def fail() -> None:
+    """Have the second process fail while the first waits for it."""
+    group = join("cpu")
+    if group.rank == 1:
+        raise ZeroDivisionError("no wheels\n(a second line)")
+    group.exchange(None)
+
+
 def train_until(what: str, epoch: str, step: str, *arguments: str) -> None:
     """Train; at a step of the first try, the second process is killed, or torchrun gets a SIGTERM from it."""
     after_step, first_try = Run.after_step, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -290,6 +298,12 @@ def test_machines_that_hold_other_files_are_refused_in_one_line(data, arguments,
     assert done.stderr.count(finding) == 1, done.stderr
 
 
+def test_a_process_that_ends_tells_the_others_why(tmp_path):
+    done = torchrun(2, __file__, "fail")
+    told = "another process of this run has ended (process 1, ZeroDivisionError: no wheels), and so this one"
+    assert done.returncode != 0 and done.stderr.count(told) == 1 and "gloo" not in done.stderr, done.stderr
+
+
 def test_a_step_has_an_image_for_each_process(data):
     dirs = [data / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
     with pytest.raises(BadInput, match="train_images: 12 photographs for 13 processes"):
@@ -326,5 +340,6 @@ if __name__ == "__main__":
     commands = {
         "check": lambda: check(*map(Path, words)),
         "apart": lambda: train_apart(Path(words[0]), *words[1:]),
+        "fail": fail,
     }
     run_script(end_together(commands.get(command, lambda: train_until(command, *words))))
