@@ -1,12 +1,14 @@
 """The processes of one run, as PyTorch's launcher `torchrun` starts them; `python train.py` is the case of one."""
 
 import os
+import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -56,6 +58,18 @@ class Group:
             dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
+    def require_same(self, folder: str | Path, names: Iterable[str]) -> None:
+        """Raise BadInput, in all processes, where one found other `names` in a folder than the first did: its
+        machine holds other files, and an index would stand for different photographs."""
+        mine = set(names)
+        first = set(self.from_first(lambda: mine))
+        finding = ""
+        if mine != first:
+            what = f"lacks {min(first - mine)}" if first - mine else f"also holds {min(mine - first)}"
+            finding = f"on {platform.node()} (process {self.rank}) it {what}, unlike where the first process is"
+        if findings := list(filter(None, self.exchange(finding))):
+            raise BadInput(folder, findings[0], "Give all machines the same files")
+
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """Run a block in the first process, then in the first of each other machine, then in all others: what the
@@ -98,7 +112,7 @@ class Group:
 
     def wrap(self, model: nn.Module, image: Tensor, sync_batchnorm: bool = False) -> nn.Module:
         """`model` for training: with each backward pass, the processes take the mean of their gradients. `image` is
-        any (1, C, H, W) of the size to come."""
+        any (1, C, H, W) that it takes."""
         if self.size == 1:
             return model
         if sync_batchnorm and self.device.type == "cuda":
@@ -185,11 +199,14 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
             if _is_first_to_tell():
                 raise
             sys.exit(2)
-        except RuntimeError as error:
+        except Exception as error:
             if not _is_loss_of_another(error):
+                _leave_reason(error)
                 raise
             if _is_first_to_tell():
-                print("another process of this run has ended, and so this one ends too", file=sys.stderr)
+                print(
+                    f"another process of this run has ended{_reason()}, and so this one ends too", file=sys.stderr
+                )
             sys.exit(1)
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -197,8 +214,24 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
     return together
 
 
-def _is_loss_of_another(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def _is_loss_of_another(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def _leave_reason(error: Exception) -> None:
+    """Say in the store why this process ends, for the others that will miss it."""
+    if _store is not None:
+        reason = (f"{type(error).__name__}: {error}".strip(": ").splitlines() or [""])[0]
+        with suppress(RuntimeError):  # torchrun may be gone, too
+            _store.set("reason", f" (process {os.environ['RANK']}, {reason[:200]})")
+
+
+def _reason() -> str:
+    """Why another process has ended, in brackets, where it could still say so."""
+    with suppress(RuntimeError):
+        if _store is not None and _store.check(["reason"]):
+            return _store.get("reason").decode()
+    return ""
 
 
 def _is_first_to_tell() -> bool:

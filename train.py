@@ -202,15 +202,18 @@ def main(argv: list[str] | None = None) -> None:
             group=group,
         )
 
+    for folder, loader in zip(folders[::2], (train_loader, val_loader), strict=True):
+        group.require_same(folder, loader.dataset.images)
+
     torch.manual_seed(options.SEED)
     model_arguments = {"in_channels": 3, "out_channels": options.NUM_CLASSES, "features": options.FEATURES}
     model = UNET(**model_arguments).to(device, memory_format=choose_memory_format(device, precision))
-    if options.COMPILE:
-        model.compile()
     batch_size = train_loader.batch_sampler.batch_size
     loss_fn = BCEDiceLoss()
-    image = torch.zeros(1, 3, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-    shared_model = group.wrap(model, image, options.SYNC_BATCHNORM)
+    smallest = 2 ** len(options.FEATURES)  # pixels a side
+    shared_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
+    if options.COMPILE:  # only now, so that it compiles for no image but the run's
+        model.compile()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)
     can_halve = min(size) >= 2 ** (1 + len(options.FEATURES))  # else the deepest level would have no pixels

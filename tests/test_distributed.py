@@ -1,6 +1,7 @@
 """Two and three real processes against one. They run this file, as `torchrun test_distributed.py COMMAND ...`."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -133,6 +134,20 @@ def check(out: Path, data: Path) -> None:
     found = group.exchange(found)
     if group.is_first:
         torch.save(found, out)
+
+
+def train_apart(root: Path, *arguments: str) -> None:
+    """Train with each process in a folder of its own, as on a machine of its own."""
+    os.chdir(root / f"machine{os.environ['RANK']}")
+    train.main(list(arguments))
+
+
+def fail() -> None:
+    """Have the second process fail while the first waits for it."""
+    group = join("cpu")
+    if group.rank == 1:
+        raise ZeroDivisionError("no wheels\n(a second line)")
+    group.exchange(None)
 
 
 def train_until(what: str, epoch: str, step: str, *arguments: str) -> None:
@@ -272,6 +287,23 @@ def test_bad_input_of_one_process_ends_all_with_one_line(data, arguments, tmp_pa
     assert "another process" not in done.stderr and "gloo" not in done.stderr
 
 
+def test_machines_that_hold_other_files_are_refused_in_one_line(data, arguments, tmp_path):
+    for machine in ("machine0", "machine1"):
+        shutil.copytree(data, tmp_path / machine)
+    (tmp_path / "machine1/val_images/val3.jpg").unlink()
+    words = [word.replace(f"{data}/", "") for word in arguments]
+    done = torchrun(2, __file__, "apart", tmp_path, *words, "--OUT_DIR", tmp_path / "out", "--NUM_EPOCHS", "1")
+    assert done.returncode != 0 and 'train.py", line' not in done.stderr and "another process" not in done.stderr
+    finding = f"val_images: on {platform.node()} (process 1) it lacks val3.jpg, unlike where the first process is."
+    assert done.stderr.count(finding) == 1, done.stderr
+
+
+def test_a_process_that_ends_tells_the_others_why(tmp_path):
+    done = torchrun(2, __file__, "fail")
+    told = "another process of this run has ended (process 1, ZeroDivisionError: no wheels), and so this one"
+    assert done.returncode != 0 and done.stderr.count(told) == 1 and "gloo" not in done.stderr, done.stderr
+
+
 def test_a_step_has_an_image_for_each_process(data):
     dirs = [data / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
     with pytest.raises(BadInput, match="train_images: 12 photographs for 13 processes"):
@@ -305,6 +337,9 @@ def test_the_shares_of_a_batch_are_the_batch():
 
 if __name__ == "__main__":
     command, *words = sys.argv[1:]
-    run_script(
-        end_together(lambda: check(*map(Path, words)) if command == "check" else train_until(command, *words))
-    )
+    commands = {
+        "check": lambda: check(*map(Path, words)),
+        "apart": lambda: train_apart(Path(words[0]), *words[1:]),
+        "fail": fail,
+    }
+    run_script(end_together(commands.get(command, lambda: train_until(command, *words))))
