@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BLOCK = 256  # outputs whose directions are told apart: all of a layer's would take three times the work, to no gain
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps have singular values of about 1. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
@@ -38,30 +40,33 @@ class Muon(torch.optim.Optimizer):
         average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
         update = parameter.grad.lerp(average, momentum)  # Nesterov's
         if update.ndim > 1:
-            matrix = update.flatten(1)
-            taller = max(1, matrix.shape[0] / matrix.shape[1])  # more outputs than inputs: each moves as far
-            update = orthogonalised(matrix).view_as(update).mul_(taller**0.5)
+            columns = update.movedim(1, -1)  # their order doesn't matter; this one is channels_last's own
+            matrix = columns.flatten(1)
+            rows, inputs = matrix.shape
+            blocks = rows // BLOCK if rows % BLOCK == 0 else 1
+            update = orthogonalised(matrix.view(blocks, -1, inputs)).view_as(columns).movedim(-1, 1)
+            rate *= max(1, rows / inputs) ** 0.5  # with more outputs than inputs, each still moves as far
         else:
             update = update.sign()
         parameter.sub_(update, alpha=rate)
 
 
-def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
-    """A matrix (m, n) with its singular vectors kept, and its singular values made about 1 (0.7 to 1.2) where they
-    weren't tiny beside the largest.
+def orthogonalised(matrices: Tensor, steps: int = 3) -> Tensor:
+    """Matrices (..., m, n) with their singular vectors kept, and their singular values made about 1 (0.7 to 1.2)
+    where they weren't tiny beside the largest.
 
     These are Newton and Schulz's iterations with Jordan's coefficients. They run on the Gram matrix (m, m), which
     is far smaller than a convolution's weights.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalised(matrix.T, steps).T
-    gram = matrix @ matrix.T
-    norm = gram.norm().clamp(min=1e-30)  # no less than the square of the largest singular value
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalised(matrices.mT, steps).mT
+    gram = matrices @ matrices.mT
+    norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-30)  # at least the largest value's square
     gram /= norm
     product = None
     for _ in range(steps):
-        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        polynomial.diagonal().add_(3.4445)
+        polynomial = -4.7750 * gram + 2.0315 * gram @ gram
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
         product = polynomial if product is None else polynomial @ product
         gram = polynomial @ gram @ polynomial
-    return product @ matrix / norm.sqrt()
+    return (product / norm.sqrt()) @ matrices

@@ -58,7 +58,7 @@ def split(
     can't be done), or moved. What an interrupted split has placed stays there; raises BadInput, with nothing
     done, where a target folder holds any other file.
     """
-    groups = _groups(find_pairs(images, masks), images, group)
+    groups = by_group(find_pairs(images, masks), images, group)
     _share_out(groups, _choose(groups, share, seed), out, move)
 
 
@@ -68,14 +68,14 @@ def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tut
     With `like_tutorial`, validation gets the tutorial's three cars. Each file is checked against its checksum in
     the archive, those that an earlier, interrupted start has unpacked too.
     """
-    groups = _groups(find_carvana(images, masks), images)
+    groups = by_group(find_carvana(images, masks), images)
     if like_tutorial and (missing := set(TUTORIAL_CARS) - groups.keys()):
         raise BadInput("--like-tutorial", f"{images} lacks the car {min(missing)}", "Give all of train.zip")
     val_groups = set(TUTORIAL_CARS) if like_tutorial else _choose(groups, share, seed)
     _share_out(groups, val_groups, out)
 
 
-def _groups(pairs: Sequence[Pair], source: str, separator: str | None = None) -> dict[str, list[Pair]]:
+def by_group(pairs: Sequence[Pair], source: str, separator: str | None = None) -> dict[str, list[Pair]]:
     """The pairs by what has to stay on one side: see `split`."""
     groups: dict[str, list[Pair]] = {}
     for image, mask in pairs:

@@ -33,7 +33,8 @@ from errors import BadInput, run_script
 from losses import BCEDiceLoss
 from machine import count_cores
 from options import ConstantParser
-from prepare_data import FOLDERS, group_pairs
+from prepare_data import FOLDERS, by_group
+from reading import find_pairs
 from utils import check_accuracy
 
 IMG_DIR = "data/train_images/"  # photographs of the cars to share out
@@ -109,7 +110,7 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 def share_out(o: Any, seed: int, folder: Path) -> list[str]:
     """Link the photographs and masks of the cars that `seed` draws into train.py's four folders, in `folder`."""
-    cars = group_pairs(o.IMG_DIR, o.MASK_DIR)
+    cars = by_group(find_pairs(o.IMG_DIR, o.MASK_DIR), o.IMG_DIR)
     names = random.Random(seed).sample(sorted(cars), len(cars))
     held_out, others = names[: o.HELD_OUT_CARS], names[o.HELD_OUT_CARS :]
     if not others:
