@@ -326,7 +326,7 @@ def memory(o: Any) -> list[tuple[str, ...]]:
 
 def largest_batches(o: Any) -> str:
     """The batches that GPUs of three sizes hold, computed: what the backward pass in 16 bits keeps of each image, a
-    fifth more for its own work, and 16 bytes a weight (itself, its gradient, and Adam's two moments)."""
+    fifth more for its own work, and 12 bytes a weight (itself, its gradient and its momentum)."""
     model = UNET(features=o.FEATURES)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -346,7 +346,7 @@ def largest_batches(o: Any) -> str:
         return sum(t.untyped_storage().nbytes() for pointer, t in storages.items() if pointer not in weights)
 
     each = 1.2 * (kept(3) - kept(1)) / 2 / 64**2  # bytes a pixel
-    fixed = 16 * sum(parameter.numel() for parameter in model.parameters())
+    fixed = 12 * sum(parameter.numel() for parameter in model.parameters())
     lines = [
         f"Largest batches, computed ({each:.0f} bytes a pixel):",
         "",

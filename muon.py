@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
             matrix = columns.flatten(1)
             rows, inputs = matrix.shape
             blocks = rows // BLOCK if rows % BLOCK == 0 else 1
-            update = orthogonalised(matrix.view(blocks, -1, inputs)).view_as(columns).movedim(-1, 1)
+            update = orthogonalised(matrix.reshape(blocks, -1, inputs)).reshape(columns.shape).movedim(-1, 1)
             rate *= max(1, rows / inputs) ** 0.5  # with more outputs than inputs, each still moves as far
         else:
             update = update.sign()

@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,8 @@ def main() -> None:
     last: dict[str, list[float]] = {change: [] for change in changes}
     for seed in range(o.SEEDS):
         for change in changes:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, unchanged before
-                dice, seconds = pool.apply(run_one, (change, seed, o))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # nothing changed in it yet
+                dice, seconds = pool.submit(run_one, change, seed, o).result()
             last[change].append(dice[-1])
             print(f"seed {seed}, {change}: {' '.join(f'{d:.4f}' for d in dice)}, {seconds:.0f} s", flush=True)
 
