@@ -31,7 +31,7 @@ from checks import check_run
 from curves import Curves
 from distributed import end_together, join
 from errors import run_script
-from losses import BCEDiceLoss
+from losses import BCEDiceLoss, CEDiceLoss
 from machine import (
     autocast,
     choose_memory_format,
@@ -45,6 +45,7 @@ from model import UNET
 from options import ConstantParser
 from page import update_page
 from prepare_data import sample_if_empty
+from reading import Classes
 from run import Run
 from utils import (
     check_accuracy,
@@ -62,7 +63,8 @@ IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net; a quarter of each is a sixteenth of the work
-NUM_CLASSES = 1  # 1 tells foreground from background
+NUM_CLASSES = 1  # 1 tells foreground from background; with more, masks hold the numbers of classes from 0 up
+IGNORE_INDEX = 255  # the number of pixels that are neither learnt nor scored, where NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.006  # the peak of a schedule that rises and falls once; see make_optimizer
 BATCH_SIZE = 16  # images per step, at most; several GPUs share them
@@ -174,6 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     options = ConstantParser(globals()).parse_args(argv)
     group = join(options.DEVICE)
     device = group.device
+    classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
     precision = choose_precision(options.PRECISION, device)
     if options.DETERMINISTIC:
         make_deterministic()
@@ -183,11 +186,12 @@ def main(argv: list[str] | None = None) -> None:
     curves = Curves(writable_folder(out_dir / "runs"), vars(options), enabled=group.is_first)
     with group.in_turn():
         folders = sample_if_empty(
-            (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
+            (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR),
+            options.NUM_CLASSES,
         )
     size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     photographs = group.from_first(
-        lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR)
+        lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR, classes)
     )
     with group.in_turn():
         train_loader, val_loader = get_loaders(
@@ -201,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
             seed=options.SEED,
             min_steps=options.MIN_STEPS,
             drop_last=True,
+            classes=classes,
             group=group,
         )
 
@@ -210,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.COMPILE:
         model.compile()
     batch_size = train_loader.batch_sampler.batch_size
-    loss_fn = BCEDiceLoss()
+    loss_fn = CEDiceLoss() if classes.several else BCEDiceLoss()
     image = torch.zeros(1, 3, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     shared_model = group.wrap(model, image, options.SYNC_BATCHNORM)
     optimizer = make_optimizer(model, options.LEARNING_RATE)
