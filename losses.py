@@ -38,8 +38,10 @@ class BCEDiceLoss(nn.Module):
 class CEDiceLoss(BCEDiceLoss):
     """The same for several classes: logits (N, C, H, W) and targets (N, 1, H, W) with their numbers to a scalar.
 
-    The Dice term is the mean over all classes, the background among them. A target that is no class, as
-    reading.IGNORED, has no weight in either term; a batch of such alone gives 0.
+    The Dice term is the mean over all classes, the background among them, of -ln(Dice), not of 1 - Dice: the two
+    agree where Dice is near 1, but the gradient of the first doesn't fade for a small class that isn't found at all
+    yet (Wong et al. 2018, https://arxiv.org/abs/1809.00076). A target that is no class, as reading.IGNORED, has no
+    weight in either term; a batch of such alone gives 0.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -49,4 +51,4 @@ class CEDiceLoss(BCEDiceLoss):
         probs = log_probs.exp() * truth.sum(1, keepdim=True)
         dice = (2 * (probs * truth).sum((2, 3)) + 1) / (probs.sum((2, 3)) + truth.sum((2, 3)) + 1)  # (N, C)
         # Not F.cross_entropy, which CUDA can't compute the same way twice.
-        return -(self.weigh(truth) * truth * log_probs).sum(1).mean() + 1 - dice.mean()
+        return -(self.weigh(truth) * truth * log_probs).sum(1).mean() - dice.log().mean()
