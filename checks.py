@@ -45,8 +45,8 @@ class Folder(NamedTuple):
         return sorted({number for facts in self.facts.values() for number in facts.classes})
 
     def missing(self) -> list[int]:
-        """The others, unless all of the foreground is missing, which is refused."""
-        if not self.classes.several or self.is_empty():
+        """The others, where there are several. Without any, something else is wrong."""
+        if not self.classes.several or self.is_empty() or not self.facts:
             return []
         return sorted({*range(self.classes.count)} - {*self.found()})
 
