@@ -26,7 +26,7 @@ PALETTE = np.array([(0, 0, 0), *(COLOURS[k % len(COLOURS)] for k in range(IGNORE
 INK, PAPER = (32, 32, 32), (255, 255, 255)
 GAP = 8  # pixels between panels
 LEGEND = 52  # pixels of width for a class of the legend
-STRIP_ROWS = 64  # of a mask that are made at a time
+STRIP_ROWS = 64  # of a mask that are made at a time, shared by classes
 SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
 
 
@@ -53,8 +53,9 @@ def scale_to_mask(logits: np.ndarray, size: Size, threshold: float = 0.0) -> np.
     left, along = _neighbours(logits.shape[-1], width)
     mask = np.empty(size, bool if logits.ndim == 2 else np.uint8)
     logits = np.pad(logits, [(0, 0)] * (logits.ndim - 2) + [(0, 1), (0, 1)], "edge")
-    for top in range(0, height, STRIP_ROWS):
-        rows = slice(top, top + STRIP_ROWS)
+    strip_rows = STRIP_ROWS if logits.ndim == 2 else max(4, STRIP_ROWS // len(logits))
+    for top in range(0, height, strip_rows):
+        rows = slice(top, top + strip_rows)
         part = logits[..., above[rows][0] : above[rows][-1] + 2, :]
         wide = part[..., left] + np.diff(part)[..., left] * along
         before = above[rows] - above[top]

@@ -30,9 +30,7 @@ MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that some
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
 MAX_CLASSES = 64  # distinct values of a mask that may be numbers of classes; a soft edge has more
-IGNORED = (
-    255  # in an array of classes: a pixel that is neither learnt nor scored, whatever number the file has for it
-)
+IGNORED = 255  # in arrays of classes, whatever number files have for it: neither learnt nor scored
 
 # How a file begins that is no picture for us, what it is, and what to do.
 NO_PICTURES = (
@@ -345,10 +343,9 @@ def _to_classes(
     mask, most = np.zeros((2, *(size or decoded.size)), np.uint8)
     for value in found:
         area = np.asarray(_scaled(picture.point([255 * (level == value) for level in range(256)], "L"), size))
-        mask[area >= most] = (
-            IGNORED if value == classes.ignored else value
-        )  # of equal ones the last, as of one class
+        mask[area >= most] = value  # of equal ones the last, as foreground wins over background
         most = np.maximum(most, area)
+    mask[mask == classes.ignored] = IGNORED
     foreground = counts[1 : classes.count].sum() / counts.sum()
     return mask, float(foreground), 0.0, [value for value in found if value < classes.count]
 
