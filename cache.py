@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from errors import BadInput, refuse
 from machine import count_cores, explaining, leave_signals_to_parent, writable_folder
-from reading import Facts, Pair, Size, examine_pair
+from reading import ONE_CLASS, Classes, Facts, Pair, Size, examine_pair
 
-VERSION = 2  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
+VERSION = 3  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
 SMALL = (16, 24)  # where the check alone needs the pixels: a JPEG decodes fastest at an eighth or less
 REMEDY = 'Give a CACHE_DIR that can be written, or "" for none'
 
 
 class PairCache:
-    """Images and masks mapped from a file of equal records: an item is uint8 (H, W, 3) and {0, 1} (H, W)."""
+    """Images and masks mapped from a file of equal records: an item is uint8 (H, W, 3) and uint8 (H, W)."""
 
     def __init__(self, path: Path, size: Size) -> None:
         self.path, self.size = path, size
@@ -43,67 +43,70 @@ class PairCache:
 class _Records(Dataset):
     """What a pass reads from each pair: a record for the cache, and the facts. Or what is wrong with the pair."""
 
-    def __init__(self, pairs: list[Pair], size: Size) -> None:
-        self.pairs, self.size = pairs, size
+    def __init__(self, pairs: list[Pair], size: Size, classes: Classes) -> None:
+        self.pairs, self.size, self.classes = pairs, size, classes
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Facts] | tuple[None, BadInput]:
         try:
-            image, mask, facts = examine_pair(self.pairs[index], self.size)
+            image, mask, facts = examine_pair(self.pairs[index], self.size, self.classes)
         except BadInput as error:
             return None, error
         return np.concatenate([image.ravel(), mask.ravel()]), facts
 
 
-def open_cache(pairs: list[Pair], size: Size, folder: str | Path) -> PairCache | None:
+def open_cache(pairs: list[Pair], size: Size, folder: str | Path, classes: Classes = ONE_CLASS) -> PairCache | None:
     """The cache of `pairs` at `size` in `folder`, made on first use by all cores.
 
     Its name tells the folders and everything that its content depends on: a file's name, length or time of change,
-    the size, the version. So another content is another file, and the one before is removed. None, with a line that
-    says so, where the disk has no room for it. Raises BadInput for pairs that can't be read.
+    the size, the classes, the version. So another content is another file, and the one before is removed. None,
+    with a line that says so, where the disk has no room for it. Raises BadInput for pairs that can't be read.
     """
-    path = _cache_path(pairs, size, folder)
+    path = _cache_path(pairs, size, folder, classes)
     if not path.exists():
         if not _has_room(pairs, size, folder):
             needed = len(pairs) * 4 * size[0] * size[1] / 1e9
             print(f"no room in {folder} for a cache of {needed:.1f} GB: each epoch will decode every file")
             return None
-        refuse([finding for finding in _read_all(pairs, size, path) if isinstance(finding, BadInput)])
+        refuse([finding for finding in _read_all(pairs, size, classes, path) if isinstance(finding, BadInput)])
     return PairCache(path, size)
 
 
-def gather_facts(pairs: list[Pair], size: Size | None = None, folder: str | Path = "") -> list[Facts | BadInput]:
+def gather_facts(
+    pairs: list[Pair], size: Size | None = None, folder: str | Path = "", classes: Classes = ONE_CLASS
+) -> list[Facts | BadInput]:
     """The facts about each pair, or what is wrong with it.
 
     With `folder`, facts are remembered there, and pairs are read only where a file's name, length or time of change
-    is new. Where all are new and there is a `size`, the same pass makes the cache. What is wrong is not remembered:
-    a file that had no permission to be read looks the same when it has got one.
+    is new, or the classes are others. Where all are new and there is a `size`, the same pass makes the cache. What
+    is wrong is not remembered: a file that had no permission to be read looks the same when it has got one.
     """
     stamps = [_stamp(pair) for pair in pairs]
     memory = Path(folder, f"{_home(pairs)}_facts.json") if folder and pairs else None
-    known = _recall(memory) if memory else {}
+    version = f"{VERSION} {classes}"
+    known = _recall(memory, version) if memory else {}
     unknown = [pair for pair, stamp in zip(pairs, stamps, strict=True) if stamp not in known]
     path = None
     if memory and size and len(unknown) == len(pairs) and _has_room(pairs, size, folder):
-        path = _cache_path(pairs, size, folder)
-    fresh = iter(_read_all(unknown, size or SMALL, path if path and not path.exists() else None))
+        path = _cache_path(pairs, size, folder, classes)
+    fresh = iter(_read_all(unknown, size or SMALL, classes, path if path and not path.exists() else None))
     found = [known[stamp] if stamp in known else next(fresh) for stamp in stamps]
     if memory and unknown:
         facts = {stamp: fact for stamp, fact in zip(stamps, found, strict=True) if isinstance(fact, Facts)}
         part = writable_folder(memory.parent, REMEDY) / f"{memory.stem}.{os.getpid()}.part"
         with explaining():
-            part.write_text(json.dumps({"version": VERSION, "facts": facts}), encoding="ascii")
+            part.write_text(json.dumps({"version": version, "facts": facts}), encoding="ascii")
             os.replace(part, memory)
     return found
 
 
-def _recall(memory: Path) -> dict[str, Facts]:
+def _recall(memory: Path, version: str) -> dict[str, Facts]:
     """The facts in a file, by stamp; none where it is absent, broken or of another version."""
     try:
         content = json.loads(memory.read_text(encoding="ascii"))
-        if content["version"] == VERSION:
+        if content["version"] == version:
             return {stamp: Facts(tuple(size), *rest) for stamp, (size, *rest) in content["facts"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # everything is read again
@@ -128,8 +131,8 @@ def _prefix(pairs: list[Pair], size: Size) -> str:
     return f"{_home(pairs)}_{size[0]}x{size[1]}_"
 
 
-def _cache_path(pairs: list[Pair], size: Size, folder: str | Path) -> Path:
-    digest = hashlib.sha256(repr((VERSION, size, [_stamp(pair) for pair in pairs])).encode())
+def _cache_path(pairs: list[Pair], size: Size, folder: str | Path, classes: Classes) -> Path:
+    digest = hashlib.sha256(repr((VERSION, classes, size, [_stamp(pair) for pair in pairs])).encode())
     return Path(folder, f"{_prefix(pairs, size)}{digest.hexdigest()[:16]}.bin")
 
 
@@ -138,14 +141,14 @@ def _has_room(pairs: list[Pair], size: Size, folder: str | Path) -> bool:
     return needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(Path(folder), REMEDY)).free
 
 
-def _read_all(pairs: list[Pair], size: Size, path: Path | None = None) -> list[Facts | BadInput]:
+def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None = None) -> list[Facts | BadInput]:
     """Read every pair, in several processes. With `path`, also write the records there: the file appears only where
     every pair could be read, when it is whole, and older ones of the same folders and size go."""
     if not pairs:
         return []
     workers = min(count_cores(), len(pairs) // 16)  # a process is not worth starting for a few files
     loader = DataLoader(
-        _Records(pairs, size),
+        _Records(pairs, size, classes),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cache import gather_facts
 from errors import BadInput, counted, refuse, warn
-from reading import CARVANA_NAME, Facts, Pair, Scan, Size, scan
+from reading import CARVANA_NAME, ONE_CLASS, Classes, Facts, Pair, Scan, Size, scan
 
 DEFAULT_SMALLEST = 16  # pixels a side that train.py's four levels need
 
@@ -25,15 +25,30 @@ class Folder(NamedTuple):
     image_dir: Path
     mask_dir: Path
     smallest: int  # pixels that the network needs on each side
+    classes: Classes
     scan: Scan
     facts: dict[Pair, Facts]  # of the pairs that can be read
     bad: list[BadInput]  # what is wrong with the others
+
+    def is_empty(self) -> bool:
+        """Whether there are masks, and none has any foreground."""
+        return bool(self.facts) and not any(facts.foreground for facts in self.facts.values())
 
     def names(self) -> dict[str, Path]:
         return {image.name: image for image, _ in self.facts}
 
     def digests(self) -> dict[str, Path]:
         return {facts.digest: image for (image, _), facts in self.facts.items()}
+
+    def found(self) -> list[int]:
+        """The classes that some mask holds, where there are several."""
+        return sorted({number for facts in self.facts.values() for number in facts.classes})
+
+    def missing(self) -> list[int]:
+        """The others, where there are several. Without any, something else is wrong."""
+        if not self.classes.several or self.is_empty() or not self.facts:
+            return []
+        return sorted({*range(self.classes.count)} - {*self.found()})
 
     def cars(self) -> dict[str, Path]:
         """Carvana's cars, each with one of its photographs."""
@@ -64,14 +79,19 @@ REFUSED = (
         "Remove it with its mask",
     ),
     Rule(  # one without foreground is a fair example; a folder of them is a mistake
-        lambda f: [(f.mask_dir, len(f.facts))] * bool(f.facts and not any(a.foreground for a in f.facts.values())),
+        lambda f: [(f.mask_dir, len(f.facts))] * (not f.classes.several and f.is_empty()),
         "all {} masks are background alone",
         "Foreground is 1, or 128 and up: look at the masks",
+    ),
+    Rule(  # as black-and-white masks are, whose 255 is ignored
+        lambda f: [(f.mask_dir, len(f.facts))] * (f.classes.several and f.is_empty()),
+        "all {} masks hold nothing but background and what is ignored",
+        "Give NUM_CLASSES 1 for masks in black and white",
     ),
 )
 WARNED = (
     Rule(
-        lambda f: ((mask, "") for (_, mask), a in f.facts.items() if a.foreground == 1),
+        lambda f: ((mask, "") for (_, mask), a in f.facts.items() if a.foreground == 1 and not f.classes.several),
         "foreground in every pixel",
         "Look whether the mask is meant so",
     ),
@@ -79,6 +99,11 @@ WARNED = (
         lambda f: ((mask, f"{a.between:.1%}") for (_, mask), a in f.facts.items() if a.between),
         "values between black and white in {} of its pixels",
         "They are cut at half; a PNG keeps edges sharp where a JPEG doesn't",
+    ),
+    Rule(
+        lambda f: ((f.mask_dir, number) for number in f.missing()),
+        "class {} is in no mask",
+        "It can be neither learnt nor scored here: look whether NUM_CLASSES is meant so",
     ),
     Rule(lambda f: ((file, "") for file in f.scan.unused), "a mask without a photograph", "It is not used"),
     Rule(lambda f: ((folder, "") for folder in f.scan.subfolders), "a subfolder", "What is in it is not used"),
@@ -105,15 +130,22 @@ WARNED_TOGETHER = (
 )
 
 
-def check_folder(image_dir: str | Path, mask_dir: str | Path, cache_dir: str | Path = "") -> None:
+def check_folder(
+    image_dir: str | Path, mask_dir: str | Path, cache_dir: str | Path = "", classes: Classes = ONE_CLASS
+) -> None:
     """Check photographs and their masks, and say what is there. Raises BadInput with all that is wrong."""
-    folder = _look(image_dir, mask_dir, None, cache_dir, DEFAULT_SMALLEST)
+    folder = _look(image_dir, mask_dir, None, cache_dir, DEFAULT_SMALLEST, classes)
     _report([folder])
     refuse(_refusals(folder))
 
 
 def check_run(
-    dirs: Sequence[str | Path], size: Size, features: Sequence[int], batch_size: int, cache_dir: str | Path = ""
+    dirs: Sequence[str | Path],
+    size: Size,
+    features: Sequence[int],
+    batch_size: int,
+    cache_dir: str | Path = "",
+    classes: Classes = ONE_CLASS,
 ) -> dict[str, Any]:
     """Check what a run is to use: photographs and masks of training (`dirs` begins with them), and of validation.
 
@@ -127,7 +159,7 @@ def check_run(
     if all(map(Path.is_dir, map(Path, dirs))) and samefile(dirs[0], dirs[2]):
         finding = "the folder of the training photographs, too"
         raise BadInput(dirs[2], finding, "Give others to score on: prepare_data.py split shares them out")
-    train, val = folders = [_look(*pair, size, cache_dir, smallest) for pair in (dirs[:2], dirs[2:])]
+    train, val = folders = [_look(*pair, size, cache_dir, smallest, classes) for pair in (dirs[:2], dirs[2:])]
     _report(folders)
     refused = [*_refusals(train), *_refusals(val), *_broken(REFUSED_TOGETHER, train, val)]
     if not refused:
@@ -147,13 +179,18 @@ def check_run(
 
 
 def _look(
-    image_dir: str | Path, mask_dir: str | Path, size: Size | None, cache_dir: str | Path, smallest: int
+    image_dir: str | Path,
+    mask_dir: str | Path,
+    size: Size | None,
+    cache_dir: str | Path,
+    smallest: int,
+    classes: Classes,
 ) -> Folder:
     found = scan(image_dir, mask_dir)
-    facts = dict(zip(found.pairs, gather_facts(found.pairs, size, cache_dir), strict=True))
+    facts = dict(zip(found.pairs, gather_facts(found.pairs, size, cache_dir, classes), strict=True))
     good = {pair: fact for pair, fact in facts.items() if isinstance(fact, Facts)}
     bad = [fact for fact in facts.values() if isinstance(fact, BadInput)]
-    return Folder(Path(image_dir), Path(mask_dir), smallest, found, good, [*found.bad, *bad])
+    return Folder(Path(image_dir), Path(mask_dir), smallest, classes, found, good, [*found.bad, *bad])
 
 
 def _refusals(folder: Folder) -> list[BadInput]:
@@ -186,6 +223,8 @@ def _report(folders: Iterable[Folder]) -> None:
         if shares:
             mean = sum(shares) / len(shares)
             parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]
+        if folder.classes.several:
+            parts.append(f"classes {' '.join(map(str, folder.found())) or 'none'}")
         others = {"car": folder.cars(), "skipped file": folder.scan.skipped}
         parts += [counted(len(found), noun) for noun, found in others.items() if found]
         print(f"{folder.image_dir}: {'; '.join(parts)}")

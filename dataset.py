@@ -12,15 +12,16 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from cache import PairCache, open_cache
-from reading import Size, find_pairs, read_pair
+from reading import ONE_CLASS, Classes, Size, find_pairs, read_pair
 
 
 class CarvanaDataset(Dataset):
     """Photographs with their masks, sorted by name.
 
     An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8 (H, W, 3),
-    and a mask, {0, 1} (H, W). The mask comes out as float32. With `size`, both are first scaled to
-    (height, width); all items then fit in one batch, whatever the photographs' own sizes.
+    and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and reading.IGNORED. The mask comes out
+    as float32. With `size`, both are first scaled to (height, width); all items then fit in one batch, whatever the
+    photographs' own sizes.
 
     An index is a number, or the (epoch, index) that EpochBatches yields: the transform then draws from
     (seed, epoch, index) alone, so that an item is the same in whichever worker, process or run it is made.
@@ -34,9 +35,10 @@ class CarvanaDataset(Dataset):
         *,
         size: Size | None = None,
         seed: int = 0,
+        classes: Classes = ONE_CLASS,
     ) -> None:
         self.image_dir, self.mask_dir = image_dir, mask_dir
-        self.transform, self.size, self.seed = transform, size, seed
+        self.transform, self.size, self.seed, self.classes = transform, size, seed, classes
         self.pairs = find_pairs(image_dir, mask_dir)
         self.images = [image.name for image, _ in self.pairs]
         self.cache: PairCache | None = None
@@ -44,14 +46,14 @@ class CarvanaDataset(Dataset):
     def use_cache(self, folder: str | Path) -> None:
         """Read from a file in `folder` from now on, which is made first where it is missing or out of date."""
         if self.size is not None:
-            self.cache = open_cache(self.pairs, self.size, folder)
+            self.cache = open_cache(self.pairs, self.size, folder, self.classes)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image, uint8 (H, W, 3), and mask, {0, 1} (H, W), before any transform."""
+        """Image, uint8 (H, W, 3), and mask, uint8 (H, W), before any transform."""
         if self.cache is not None:
             with suppress(FileNotFoundError):  # another run may have replaced it: the files give the same
                 return self.cache[index]
-        return read_pair(self.pairs[index], self.size)
+        return read_pair(self.pairs[index], self.size, self.classes)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -94,9 +94,10 @@ class Group:
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, each of which has those of its `share`, in their order and on the CPU."""
         parts = self.exchange(rows.cpu())
-        whole = rows.new_empty((sum(map(len, parts)), *rows.shape[1:]), device="cpu")
+        longest = max(parts, key=len)  # a process without rows may not know their shape
+        whole = longest.new_empty((sum(map(len, parts)), *longest.shape[1:]))
         for rank, part in enumerate(parts):
-            whole[rank :: self.size] = part
+            whole[rank :: self.size] = part.view(-1, *whole.shape[1:])
         return whole
 
     def mean(self, tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The training loss."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,14 +19,36 @@ class BCEDiceLoss(nn.Module):
         super().__init__()
         self.border_weight, self.border = border_weight, border
 
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        window = {"kernel_size": 2 * self.border + 1, "stride": 1, "padding": self.border}
-        near_outline = F.max_pool2d(targets, **window) + F.max_pool2d(-targets, **window)  # largest minus smallest
-        weights = 1 + self.border_weight * near_outline
-        weights = weights / weights.mean((1, 2, 3), keepdim=True)
+    def weigh(self, classes: Tensor) -> Tensor:
+        """Weights of pixels, (N, 1, H, W), from the class that each belongs to, (N, C, H, W) in {0, 1}: 0 for those
+        of none, and a mean of 1 over each image."""
+        near = F.max_pool2d(classes, 2 * self.border + 1, stride=1, padding=self.border)  # classes of the window
+        weights = classes.sum(1, keepdim=True) * (1 + self.border_weight * (near.sum(1, keepdim=True) > 1))
+        return weights / weights.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
 
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        weights = self.weigh(torch.cat((1 - targets, targets), 1))
         probs = logits.sigmoid().flatten(1)
         truth = targets.flatten(1)
         # One pixel is added above and below, so that nothing predicted on nothing there is a Dice of 1.
         dice = (2 * (probs * truth).sum(1) + 1) / (probs.sum(1) + truth.sum(1) + 1)
         return F.binary_cross_entropy_with_logits(logits, targets, weights) + 1 - dice.mean()
+
+
+class CEDiceLoss(BCEDiceLoss):
+    """The same for several classes: logits (N, C, H, W) and targets (N, 1, H, W) with their numbers to a scalar.
+
+    The Dice term is the mean over all classes, the background among them, of -ln(Dice), not of 1 - Dice: the two
+    agree where Dice is near 1, but the gradient of the first doesn't fade for a small class that isn't found at all
+    yet (Wong et al. 2018, https://arxiv.org/abs/1809.00076). A target that is no class, as reading.IGNORED, has no
+    weight in either term; a batch of such alone gives 0.
+    """
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(1)
+        numbers = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
+        truth = (targets == numbers).to(logits.dtype)  # 0 in all classes where ignored
+        probs = log_probs.exp() * truth.sum(1, keepdim=True)
+        dice = (2 * (probs * truth).sum((2, 3)) + 1) / (probs.sum((2, 3)) + truth.sum((2, 3)) + 1)  # (N, C)
+        # Not F.cross_entropy, which CUDA can't compute the same way twice.
+        return -(self.weigh(truth) * truth * log_probs).sum(1).mean() - dice.log().mean()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pictures import Picture, save_errors, save_mask, to_rgb
+from pictures import Picture, classes_in, save_errors, save_mask, to_rgb
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -36,7 +36,10 @@ def update_page(folder: Path, epoch: int, pictures: list[Picture]) -> None:
         if number <= epoch
     }
     height, width = pictures[0].truth.shape
-    run = json.dumps({"height": height, "width": width, "epochs": epochs}).replace("<", r"\u003c")  # no </script>
+    run = {"height": height, "width": width, "epochs": epochs}
+    if classes := classes_in(pictures):
+        run["classes"] = classes
+    data = json.dumps(run).replace("<", r"\u003c")  # no </script>
     part = folder / ".index.html.part"
-    part.write_text(TEMPLATE.read_text(encoding="utf-8").replace("RUN", run, 1), encoding="utf-8")
+    part.write_text(TEMPLATE.read_text(encoding="utf-8").replace("RUN", data, 1), encoding="utf-8")
     os.replace(part, folder / "index.html")

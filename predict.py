@@ -42,18 +42,28 @@ from machine import (
 )
 from model import UNET, unet_arguments
 from options import ConstantParser
-from pictures import draw_outline, save_mask, scale_to_mask
-from reading import Size, find_photographs, must_match, read_image, read_mask, read_with_size, with_masks
+from pictures import draw_overlay, save_mask, scale_to_mask
+from reading import (
+    ONE_CLASS,
+    Classes,
+    Size,
+    find_photographs,
+    must_match,
+    read_image,
+    read_mask,
+    read_with_size,
+    with_masks,
+)
 from rle import CARVANA_SIZE, encode, submission_rows
-from utils import count_overlap, dice_scores, overall_scores
+from utils import count_classes, describe, image_scores, overall_scores
 
-CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size and its precision
-OUT = "predictions/"  # gets NAME.png, a mask in 0 and 255, for each photograph; "" writes none
-OVERLAY = False  # True also writes NAME_overlay.jpg, the photograph with the mask's outline
+CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size, classes and precision
+OUT = "predictions/"  # gets a mask of each photograph, NAME.png, in 0 and 255 or in numbers; "" writes none
+OVERLAY = False  # True also writes NAME_overlay.jpg, the photograph with the mask's outline or classes in colour
 MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
-THRESHOLD = 0.5  # of the probability: a pixel above it is foreground
+THRESHOLD = 0.5  # of the probability: a pixel above it is foreground; several classes have none
 FLIP = False  # True averages the logits with those of the mirrored photograph, in twice the time
 
 BATCH_SIZE = 8  # photographs that the network sees at once
@@ -71,21 +81,24 @@ class Item(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a photograph: its row of `count_overlap`, and its mask for Kaggle, where asked for."""
+    """What came of a photograph: its row of `count_classes`, and its mask for Kaggle, where asked for."""
 
     path: Path
     counts: Tensor | None
     runs: str
 
 
-def load_network(path: str | Path, device: torch.device) -> tuple[nn.Module, Size, torch.dtype]:
-    """The network in a checkpoint, ready to predict; the size of image that it was trained at; its precision.
+def load_network(path: str | Path, device: torch.device) -> tuple[nn.Module, Size, Classes, torch.dtype]:
+    """The network in a checkpoint, ready to predict; the size of image that it was trained at; its classes; its
+    precision.
 
     Where the checkpoint doesn't tell, as weights alone don't, the weights' shapes say what network it is, and
     train.py's constants the rest. Raises BadInput for a checkpoint that can't be used.
     """
     checkpoint = read_checkpoint(path)
-    constants = {name: getattr(train, name) for name in ("IMAGE_HEIGHT", "IMAGE_WIDTH", "PRECISION")}
+    constants = {
+        name: getattr(train, name) for name in ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IGNORE_INDEX", "PRECISION")
+    }
     constants |= checkpoint.get("constants", {})
     size = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
     if "constants" not in checkpoint:
@@ -94,25 +107,26 @@ def load_network(path: str | Path, device: torch.device) -> tuple[nn.Module, Siz
         arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
     except KeyError as error:
         raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
-    channels = f"{arguments['in_channels']} channels in, {arguments['out_channels']} out"
-    if channels != "3 channels in, 1 out":
-        raise BadInput(path, channels, "Use one for photographs in colour and two classes")
+    if (channels := arguments["in_channels"]) != 3:
+        raise BadInput(path, f"{channels} channels in", "Use one for photographs in colour")
+    classes = Classes(arguments["out_channels"], constants["IGNORE_INDEX"])
     precision = choose_precision(constants["PRECISION"], device)
     model = UNET(**arguments)
     load_checkpoint(checkpoint, model)
     model.to(device, memory_format=choose_memory_format(device, precision)).eval()
-    return model, size, precision
+    return model, size, classes, precision
 
 
 def predict_logits(model: nn.Module, images: Tensor, *, flip: bool, precision: torch.dtype) -> np.ndarray:
-    """Logits, float32 (N, H, W), of images, float32 (N, 3, H, W); with `flip`, the mean over both hands of them."""
+    """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images, float32 (N, 3, H, W); with `flip`,
+    the mean over both hands of them."""
     device = next(model.parameters()).device
     images = images.to(device)
     with torch.inference_mode(), autocast(device, precision):
         logits = model(images).float()
         if flip:
             logits = (logits + model(images.flip(3)).flip(3)) / 2
-    return logits[:, 0].cpu().numpy()
+    return logits.squeeze(1).cpu().numpy()
 
 
 def read_item(pair: tuple[Path, Path | None], size: Size, transform: Callable[..., dict[str, Any]]) -> Item:
@@ -132,20 +146,23 @@ def predict_items(
         yield from (item._replace(values=next(logits)) if isinstance(item, Item) else item for item in batch)
 
 
-def finish_item(item: Item, *, out: Path | None, overlay: bool, threshold: float, submission: bool) -> Result:
+def finish_item(
+    item: Item, *, out: Path | None, overlay: bool, threshold: float, submission: bool, classes: Classes = ONE_CLASS
+) -> Result:
     """Write a photograph's mask, score it and encode it, as far as asked for."""
     mask, counts, runs = scale_to_mask(item.values, item.size, threshold), None, ""
     if out is not None:
         save_mask(mask, out / f"{item.path.stem}.png")
         if overlay:
-            draw_outline(read_image(item.path), mask, out / f"{item.path.stem}_overlay.jpg")
+            draw_overlay(read_image(item.path), mask, out / f"{item.path.stem}_overlay.jpg")
     if submission:
         fits = item.size == CARVANA_SIZE
         runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
     if item.truth is not None:
-        truth = read_mask(item.truth)
+        truth = read_mask(item.truth, classes=classes)
         must_match(item.truth, truth.shape, mask.shape)
-        counts = count_overlap(torch.from_numpy(mask)[None], torch.from_numpy(truth)[None] > 0)[0]
+        predicted, truth = torch.from_numpy(mask)[None], torch.from_numpy(truth)[None]
+        counts = count_classes(predicted, truth, classes.count)[0]
     return Result(item.path, counts, runs)
 
 
@@ -214,9 +231,8 @@ def find_inputs(words: Iterable[str], out: str, mask_dir: str) -> list[Path]:
 def report(results: list[Result]) -> None:
     """Print how the masks compare with the true ones, and the worst of them."""
     counts = torch.stack([result.counts for result in results])
-    scores = overall_scores(counts)
-    print(f"{counted(len(counts), 'image')} at full size: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-    ranking = sorted(zip(dice_scores(counts).tolist(), (str(result.path) for result in results), strict=True))
+    print(describe(overall_scores(counts), f"{counted(len(counts), 'image')} at full size"))
+    ranking = sorted(zip(image_scores(counts).tolist(), (str(result.path) for result in results), strict=True))
     print("the lowest dice:")
     for dice, path in ranking[:10]:
         print(f"{dice:.4f} {path}")
@@ -237,7 +253,13 @@ def main(argv: list[str] | None = None) -> None:
         pairs = with_masks(photographs, options.MASK_DIR)
     give_memory_back()
     device = choose_device(options.DEVICE)
-    model, size, precision = load_network(options.CHECKPOINT, device)
+    model, size, classes, precision = load_network(options.CHECKPOINT, device)
+    if classes.several:
+        for name, unused in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
+            if unused:
+                raise BadInput(
+                    name, f"meant for one class, where {options.CHECKPOINT} has {classes.count}", "Leave it out"
+                )
     out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
     submission = Path(options.SUBMISSION) if options.SUBMISSION else None
     if submission is not None:
@@ -253,6 +275,7 @@ def main(argv: list[str] | None = None) -> None:
             overlay=options.OVERLAY,
             threshold=math.log(options.THRESHOLD / (1 - options.THRESHOLD)),  # of the logit
             submission=submission is not None,
+            classes=classes,
         ),
         batch_size=options.BATCH_SIZE,
         workers=count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS),

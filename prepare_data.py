@@ -20,7 +20,7 @@ from tqdm import tqdm
 from carvana import TUTORIAL_CARS, Member, find_carvana
 from errors import BadInput, counted, run_script
 from options import OptionParser
-from reading import CARVANA_NAME, find_pairs
+from reading import CARVANA_NAME, Classes, find_pairs
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
@@ -30,18 +30,21 @@ File = Path | Member  # on the disk, or in an archive
 Pair = tuple[File, File]  # a photograph and its mask
 
 
-def sample_if_empty(dirs: Sequence[str]) -> Sequence[str]:
+def sample_if_empty(dirs: Sequence[str], num_classes: int = 1) -> Sequence[str]:
     """`dirs` (images and masks of training, then of validation), or the sample set's where they are the default
-    ones and hold no training photographs yet. The sample set is rendered on first use."""
+    ones and hold no training photographs yet. The sample set is rendered on first use, with masks of `num_classes`,
+    of which it has up to 4."""
     empty = not any(entry for entry in _entries(dirs[0]) if not entry.startswith("."))
     if tuple(dirs) != DEFAULT_DIRS or not empty:
         return dirs
-    print(f"{dirs[0].rstrip('/')} is empty: training on rendered cars in {SAMPLE_DIR} instead (see README.md)")
-    if not _entries(SAMPLE_DIR):
+    num_classes = min(num_classes, 4)
+    folder = SAMPLE_DIR if num_classes == 1 else Path(f"{SAMPLE_DIR}_{num_classes}_classes")
+    print(f"{dirs[0].rstrip('/')} is empty: training on rendered cars in {folder} instead (see README.md)")
+    if not _entries(folder):
         from sample import make_sample
 
-        make_sample(SAMPLE_DIR)
-    return [str(SAMPLE_DIR / name) for name in FOLDERS]
+        make_sample(folder, num_classes=num_classes)
+    return [str(folder / name) for name in FOLDERS]
 
 
 def _entries(folder: str) -> list[str]:
@@ -165,12 +168,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.add_argument("--val_cars", type=int, default=2, help="cars to score on (default: %(default)s)")
 
+    command.add_argument(
+        "--num_classes", type=int, default=1, choices=(1, 2, 3, 4), help="3 tells wheels apart, 4 windows, too"
+    )
+
     command = commands.add_parser("check", help="check photographs and masks, as train.py does at its start")
     command.add_argument("images", help="folder of photographs")
     command.add_argument("masks", help="folder of their masks")
     command.add_argument(
         "--cache_dir", default="data/cache", help='remembers what was checked; "" does not (default: %(default)s)'
     )
+    command.add_argument("--num_classes", type=int, default=1, help="as train.py's NUM_CLASSES")
+    command.add_argument("--ignore_index", type=int, default=255, help="as train.py's IGNORE_INDEX")
 
     command = commands.add_parser("split", help="share out your own photographs and masks")
     command.add_argument("images", help="folder of photographs")
@@ -199,11 +208,12 @@ def main(argv: list[str] | None = None) -> None:
     if command == "sample":
         from sample import make_sample
 
-        make_sample(options["out"], options["train_cars"], options["val_cars"])
+        make_sample(options.pop("out"), **options)
     elif command == "check":
         from checks import check_folder  # with torch, which the other commands do without
 
-        check_folder(options["images"], options["masks"], options["cache_dir"])
+        classes = Classes(options["num_classes"], options["ignore_index"])
+        check_folder(options["images"], options["masks"], options["cache_dir"], classes)
     else:
         {"split": split, "carvana": carvana}[command](**options)
 

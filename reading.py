@@ -9,6 +9,7 @@ import stat
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that some
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
 MAX_CLASSES = 64  # distinct values of a mask that may be numbers of classes; a soft edge has more
+IGNORED = 255  # in arrays of classes, whatever number files have for it: neither learnt nor scored
 
 # How a file begins that is no picture for us, what it is, and what to do.
 NO_PICTURES = (
@@ -44,6 +46,33 @@ NO_PICTURES = (
 
 Size = tuple[int, int]  # (height, width) in pixels, as arrays and tensors have it
 Pair = tuple[Path, Path]  # a photograph and its mask
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the values of masks mean. With a `count` of 1 they tell foreground from background; with more they are
+    the numbers of classes, from 0, the background, to `count` - 1, and `ignored` for pixels of none.
+
+    Raises BadInput where `count` isn't 1 to 255, and where `ignored` is a class or more than 255.
+    """
+
+    count: int = 1
+    ignored: int = 255
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 255:
+            raise BadInput("NUM_CLASSES", f"{self.count} can't be used", "Give 1 for foreground alone, or 2 to 255")
+        if self.several and not self.count <= self.ignored <= 255:
+            remedy = f"Give {self.count} to 255: those below are classes"
+            raise BadInput("IGNORE_INDEX", f"{self.ignored} can't be used", remedy)
+
+    @property
+    def several(self) -> bool:
+        """Whether masks hold numbers of classes."""
+        return self.count > 1
+
+
+ONE_CLASS = Classes()
 
 
 class Scan(NamedTuple):
@@ -175,40 +204,46 @@ def read_with_size(path: str | Path, size: Size | None = None) -> tuple[np.ndarr
     return _to_image(decoded, path, size), decoded.size
 
 
-def read_mask(path: str | Path, size: Size | None = None) -> np.ndarray:
-    """A mask as uint8 (H, W) in {0, 1}.
+def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE_CLASS) -> np.ndarray:
+    """A mask as uint8 (H, W) in {0, 1}; of several classes, in {0, ..., count - 1, IGNORED}.
 
     A palette of grays is read by its colours, a coloured one by index. Values in {0, 1} stand as they are;
     otherwise foreground is 128 and up. With `size`, a pixel is foreground where at least half of its area is:
     so the mask stays centred on its photograph, where nearest-neighbour scaling would shift it.
+
+    Of several classes, a palette is read by index and anything else by value, and with `size` a pixel is of the
+    class, or of the ignored, that has the most of its area. Raises BadInput for a value that is neither.
     """
-    return _to_mask(_decode(path, _read_bytes(path)), path, size)[0]
+    return _to_mask(_decode(path, _read_bytes(path)), path, size, classes)[0]
 
 
 class Facts(NamedTuple):
     """What reading a pair in full tells beside its pixels."""
 
     size: Size  # the photograph's own, upright
-    foreground: float  # share of the mask's pixels
+    foreground: float  # share of the mask's pixels, of all classes but the background
     between: float  # share of the mask's pixels that are neither its darkest nor its brightest value
+    classes: list[int]  # that the mask holds, where there are several
     digest: str  # of the photograph's bytes
 
 
-def read_pair(pair: Pair, size: Size | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph and its mask, uint8 (H, W, 3) and {0, 1} (H, W). Raises BadInput where their sizes differ."""
-    return examine_pair(pair, size)[:2]
+def read_pair(pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph, uint8 (H, W, 3), and its mask, as of `read_mask`. Raises BadInput where their sizes differ."""
+    return examine_pair(pair, size, classes)[:2]
 
 
-def examine_pair(pair: Pair, size: Size | None = None) -> tuple[np.ndarray, np.ndarray, Facts]:
+def examine_pair(
+    pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS
+) -> tuple[np.ndarray, np.ndarray, Facts]:
     """What `read_pair` gives, and the facts about it that the same reading tells."""
     contents = [_read_bytes(path) for path in pair]
     if contents[0] == contents[1]:
         raise BadInput(pair[1], "byte for byte its photograph", "Put the mask in its place")
     photograph, truth = _decode(pair[0], contents[0], size), _decode(pair[1], contents[1])
     must_match(pair[1], truth.size, photograph.size, photograph.turned)
-    mask, foreground, between = _to_mask(truth, pair[1], size)
+    mask, *told = _to_mask(truth, pair[1], size, classes)
     digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
-    return _to_image(photograph, pair[0], size), mask, Facts(photograph.size, foreground, between, digest)
+    return _to_image(photograph, pair[0], size), mask, Facts(photograph.size, *told, digest)
 
 
 def must_match(path: Path, mask: Size, photograph: Size, turned: bool = False) -> None:
@@ -271,9 +306,14 @@ def _to_image(decoded: _Decoded, path: str | Path, size: Size | None) -> np.ndar
     return np.array(_scaled(picture.convert("RGB"), size))
 
 
-def _to_mask(decoded: _Decoded, path: str | Path, size: Size | None) -> tuple[np.ndarray, float, float]:
-    """The mask in {0, 1}, its share of foreground, and the share of pixels between its two ends."""
-    picture = _one_band(decoded.picture, path)
+def _to_mask(
+    decoded: _Decoded, path: str | Path, size: Size | None, classes: Classes
+) -> tuple[np.ndarray, float, float, list[int]]:
+    """The mask as `read_mask` has it, its share of foreground, the share of pixels between its two ends, and the
+    classes that it holds."""
+    if classes.several:
+        return _to_classes(decoded, path, size, classes)
+    picture = _one_band(decoded.picture, path, "Save it in black and white")
     levels = np.arange(256)
     counts = _count_levels(picture)
     if picture.mode == "P":
@@ -284,12 +324,42 @@ def _to_mask(decoded: _Decoded, path: str | Path, size: Size | None) -> tuple[np
     ends = np.isin(levels, values[[0, -1]])
     if not decoded.lossy and (1 < values[-1] < 128 or _has_classes(picture, levels, values)):
         finding = f"values up to {values[-1]}, {len(values)} in all, where background is 0 and foreground 1 or 255"
-        raise BadInput(path, finding, "Save it in black and white")
+        raise BadInput(path, finding, "Save it in black and white, or give NUM_CLASSES for more classes")
     foreground = levels >= (1 if values[-1] <= 1 else 128)
     mask = _scaled(picture.point((foreground * 255).tolist(), "L"), size)
     total = counts.sum()
     shares = counts[foreground].sum() / total, counts[~ends].sum() / total
-    return (np.asarray(mask) >= 128).astype(np.uint8), *map(float, shares)
+    return (np.asarray(mask) >= 128).astype(np.uint8), *map(float, shares), []
+
+
+def _to_classes(
+    decoded: _Decoded, path: str | Path, size: Size | None, classes: Classes
+) -> tuple[np.ndarray, float, float, list[int]]:
+    """What `_to_mask` gives, of a mask of several classes."""
+    if decoded.lossy:
+        raise BadInput(path, "a JPEG, which blurs numbers of classes into others", "Save it as PNG")
+    picture = decoded.picture
+    if picture.mode == "1":  # whose values are 0 and 1, where mode L makes 255 of 1
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint8))
+    remedy = f"Save it with the numbers 0 to {classes.count - 1}"
+    if picture.mode.startswith("I;16") and np.asarray(picture).max() > 255:
+        raise BadInput(path, "values of more than 8 bits", remedy)
+    picture = _one_band(picture, path, remedy)
+    counts = _count_levels(picture)
+    found = np.flatnonzero(counts).tolist()
+    if wrong := [value for value in found if value >= classes.count and value != classes.ignored]:
+        finding = (
+            f"the value {wrong[0]}, where classes are 0 to {classes.count - 1} and {classes.ignored} is ignored"
+        )
+        raise BadInput(path, finding, "Change the mask, NUM_CLASSES or IGNORE_INDEX")
+    mask, most = np.zeros((2, *(size or decoded.size)), np.uint8)
+    for value in found:
+        area = np.asarray(_scaled(picture.point([255 * (level == value) for level in range(256)], "L"), size))
+        mask[area >= most] = value  # of equal ones the last, as foreground wins over background
+        most = np.maximum(most, area)
+    mask[mask == classes.ignored] = IGNORED
+    foreground = counts[1 : classes.count].sum() / counts.sum()
+    return mask, float(foreground), 0.0, [value for value in found if value < classes.count]
 
 
 def _count_levels(picture: Image.Image) -> np.ndarray:
@@ -310,15 +380,15 @@ def _has_classes(picture: Image.Image, levels: np.ndarray, values: np.ndarray) -
     return bool(np.isin(low[low == high], values[1:-1]).any())
 
 
-def _one_band(picture: Image.Image, path: str | Path) -> Image.Image:
-    """A mask as a picture of mode P or L."""
+def _one_band(picture: Image.Image, path: str | Path, remedy: str) -> Image.Image:
+    """A mask as a picture of mode P or L; `remedy` is what to do about one in colour."""
     if picture.mode.startswith("I;16"):
         pixels = np.asarray(picture)
         return Image.fromarray((pixels if pixels.max() <= 255 else pixels >> 8).astype(np.uint8))
     if picture.mode in ("LA", "RGB", "RGBA"):
         first, *others = picture.split()[: len(picture.mode.rstrip("A"))]
         if any(ImageChops.difference(first, other).getbbox() for other in others):
-            raise BadInput(path, "a mask in colour", "Save it in black and white")
+            raise BadInput(path, "a mask in colour", remedy)
         return first
     if picture.mode not in ("1", "L", "P"):
         raise BadInput(path, f"a mask with pixels of type {picture.mode}", "Save it with 8 bits")

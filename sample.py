@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
 from errors import BadInput
+from pictures import save_mask
 
 WIDTH, HEIGHT = 1918, 1280
 PARTS = BACKGROUND, BODY, WHEELS, WINDOWS = range(4)
@@ -200,17 +201,27 @@ def render(car: int, view: int) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), parts
 
 
-def _save(job: tuple[Path, str, int, int]) -> None:
+def _save(job: tuple[Path, str, int, int, int]) -> None:
     """Render and write one photograph and its mask; at module level, so that it can be sent to a process."""
-    folder, split, car, view = job
+    folder, split, car, view, num_classes = job
     image, parts = render(car, view)
     name = f"{np.random.default_rng(car).bytes(6).hex()}_{view:02d}"
     image.save(folder / f"{split}_images" / f"{name}.jpg", quality=90)
-    Image.fromarray(parts != BACKGROUND).save(folder / f"{split}_masks" / f"{name}_mask.gif")
+    if num_classes == 1:
+        Image.fromarray(parts != BACKGROUND).save(folder / f"{split}_masks" / f"{name}_mask.gif")
+    else:
+        save_mask(
+            np.where(parts < num_classes, parts, np.uint8(BODY)), folder / f"{split}_masks" / f"{name}_mask.png"
+        )
 
 
-def make_sample(folder: str | Path, train_cars: int = 6, val_cars: int = 2, views: int = 16) -> None:
-    """Write train_images, train_masks, val_images and val_masks into a folder, which appears once complete."""
+def make_sample(
+    folder: str | Path, train_cars: int = 6, val_cars: int = 2, views: int = 16, num_classes: int = 1
+) -> None:
+    """Write train_images, train_masks, val_images and val_masks into a folder, which appears once complete.
+
+    With 2 to 4 for `num_classes`, masks hold numbers out of PARTS; where these are too few, the rest is BODY.
+    """
     folder = Path(folder)
     for option, cars in (("--train_cars", train_cars), ("--val_cars", val_cars)):
         if cars < 1:
@@ -224,7 +235,7 @@ def make_sample(folder: str | Path, train_cars: int = 6, val_cars: int = 2, view
     # Kinds take turns, so validation begins where they start over: it shows kinds that training has seen.
     first = math.ceil(train_cars / len(KINDS)) * len(KINDS)
     cars = [("train", car) for car in range(train_cars)] + [("val", first + car) for car in range(val_cars)]
-    jobs = [(part, split, car, view) for split, car in cars for view in range(1, views + 1)]
+    jobs = [(part, split, car, view, num_classes) for split, car in cars for view in range(1, views + 1)]
     with ProcessPoolExecutor() as pool:
         list(tqdm(pool.map(_save, jobs), total=len(jobs), desc="rendering the sample set"))
     if folder.exists():

@@ -55,7 +55,9 @@ class CrossEntropyAlone(BCEDiceLoss):
     """The training loss without its Dice term."""
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.binary_cross_entropy_with_logits(logits, targets, self.weights(targets))
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits, targets, self.weigh(torch.cat((1 - targets, targets), 1))
+        )
 
 
 def adam(model: nn.Module, learning_rate: float, by_layer: bool = True) -> torch.optim.Optimizer:

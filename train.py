@@ -30,7 +30,7 @@ from checks import check_run
 from curves import Curves
 from distributed import end_together, join
 from errors import counted, run_script
-from losses import BCEDiceLoss
+from losses import BCEDiceLoss, CEDiceLoss
 from machine import (
     autocast,
     choose_memory_format,
@@ -45,6 +45,7 @@ from muon import Muon
 from options import ConstantParser
 from page import update_page
 from prepare_data import sample_if_empty
+from reading import Classes
 from run import Run
 from utils import (
     check_accuracy,
@@ -62,7 +63,8 @@ IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net; a quarter of each is a sixteenth of the work
-NUM_CLASSES = 1  # 1 tells foreground from background
+NUM_CLASSES = 1  # 1 tells foreground from background; with more, masks hold the numbers of classes from 0 up
+IGNORE_INDEX = 255  # the number of pixels that are neither learnt nor scored, where NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.1  # the peak of a schedule that rises and falls once; see make_optimizer
 BATCH_SIZE = 16  # images per step, at most; several GPUs share them
@@ -172,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     options = ConstantParser(globals()).parse_args(argv)
     group = join(options.DEVICE)
     device = group.device
+    classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
     precision = choose_precision(options.PRECISION, device)
     if options.DETERMINISTIC:
         make_deterministic()
@@ -181,11 +184,12 @@ def main(argv: list[str] | None = None) -> None:
     curves = Curves(writable_folder(out_dir / "runs"), vars(options), enabled=group.is_first)
     with group.in_turn():
         folders = sample_if_empty(
-            (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
+            (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR),
+            options.NUM_CLASSES,
         )
     size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     photographs = group.from_first(
-        lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR)
+        lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR, classes)
     )
     with group.in_turn():
         train_loader, val_loader = get_loaders(
@@ -199,6 +203,7 @@ def main(argv: list[str] | None = None) -> None:
             seed=options.SEED,
             min_steps=options.MIN_STEPS,
             drop_last=True,
+            classes=classes,
             group=group,
         )
 
@@ -209,15 +214,14 @@ def main(argv: list[str] | None = None) -> None:
     model_arguments = {"in_channels": 3, "out_channels": options.NUM_CLASSES, "features": options.FEATURES}
     model = UNET(**model_arguments).to(device, memory_format=choose_memory_format(device, precision))
     batch_size = train_loader.batch_sampler.batch_size
-    loss_fn = BCEDiceLoss()
+    loss_fn = CEDiceLoss() if classes.several else BCEDiceLoss()
     smallest = 2 ** len(options.FEATURES)  # pixels a side
     shared_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
     if options.COMPILE:  # only now, so that it compiles for no image but the run's
         model.compile()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)
-    can_halve = min(size) >= 2 ** (1 + len(options.FEATURES))  # else the deepest level would have no pixels
-    half_size_steps = round(options.HALF_SIZE_SHARE * total_steps) if can_halve else 0
+    half_size_steps = round(options.HALF_SIZE_SHARE * total_steps) if min(size) >= 2 * smallest else 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total_steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 

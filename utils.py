@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -19,7 +20,7 @@ from distributed import ALONE, Group
 from errors import BadInput, counted
 from machine import autocast, end_workers_at_exit, leave_signals_to_parent
 from pictures import Picture, draw_sheet, save_mask
-from reading import Size
+from reading import IGNORED, ONE_CLASS, Classes, Size
 
 
 def one_cycle(progress: float) -> float:
@@ -47,6 +48,7 @@ def get_loaders(
     seed: int = 0,
     min_steps: int = 1,
     drop_last: bool = False,
+    classes: Classes = ONE_CLASS,
     group: Group = ALONE,
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of (images, masks) batches, for training and for validation.
@@ -58,8 +60,8 @@ def get_loaders(
     Of several processes, each gets its share of every training batch, which needs `drop_last`, and of the
     validation images. Raises BadInput where a batch has no image for each.
     """
-    train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, size=size, seed=seed)
-    val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, size=size, seed=seed)
+    train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, size=size, seed=seed, classes=classes)
+    val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, size=size, seed=seed, classes=classes)
     if cache_dir:
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)
@@ -98,30 +100,88 @@ def count_overlap(predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.stack(((predicted & truth).sum(1), predicted.sum(1), truth.sum(1), pixels), dim=1)
 
 
+def count_classes(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """`count_overlap` of one class, int64 (N, 4), or of each of several, (N, num_classes, 4): these from uint8
+    (N, H, W) twice, but for the pixels whose truth is IGNORED."""
+    if num_classes == 1:
+        return count_overlap(predicted, truth > 0)
+    images = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
+    cells = (images * num_classes + truth) * num_classes + predicted
+    cells = torch.bincount(cells[truth != IGNORED], minlength=len(truth) * num_classes**2)
+    confusion = cells.view(-1, num_classes, num_classes)  # image, true class, predicted class
+    pixels = confusion.sum((1, 2))[:, None].expand(-1, num_classes)
+    return torch.stack((confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2), pixels), dim=2)
+
+
+def compare(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What logits (N, C, H, W) predict and what masks (N, H, W) say, both (N, H, W), and their `count_classes`. One
+    class gives booleans, several uint8."""
+    if logits.shape[1] == 1:
+        predicted, truth = logits[:, 0] > 0, masks > 0.5  # a logit of 0 is a probability of 0.5
+    else:
+        predicted, truth = logits.argmax(1).byte(), masks.byte()
+    return predicted, truth, count_classes(predicted, truth, logits.shape[1])
+
+
 def dice_scores(counts: Tensor) -> Tensor:
-    """Dice of each row of `count_overlap`, float64 (N,); nothing predicted where nothing is scores 1."""
-    both, predicted, true, _ = counts.double().unbind(1)
-    return torch.where(predicted + true > 0, 2 * both / (predicted + true).clamp(min=1), 1.0)
+    """Dice of each row of counts, float64 (N,) or (N, C). Nothing predicted where nothing is scores 1; of several
+    classes it is a NaN, which means over images or classes leave out."""
+    both, predicted, true, _ = counts.double().unbind(-1)
+    return _share(2 * both, predicted + true)
 
 
 def iou_scores(counts: Tensor) -> Tensor:
-    """Intersection over union of each row of `count_overlap`, float64 (N,); nothing on nothing scores 1."""
-    both, predicted, true, _ = counts.double().unbind(1)
-    union = predicted + true - both
-    return torch.where(union > 0, both / union.clamp(min=1), 1.0)
+    """Intersection over union of each row of counts, as `dice_scores` has it."""
+    both, predicted, true, _ = counts.double().unbind(-1)
+    return _share(both, predicted + true - both)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole.clamp(min=1), 1.0 if whole.dim() == 1 else math.nan)
+
+
+def image_scores(counts: Tensor) -> Tensor:
+    """Dice of each image, float64 (N,): of several classes the mean over those that are there or predicted."""
+    scores = dice_scores(counts)
+    return scores if scores.dim() == 1 else scores.nanmean(1).nan_to_num(1.0)  # all ignored: nothing is wrong
+
+
+def class_scores(counts: Tensor) -> dict[str, Tensor]:
+    """Scores of all images, each (C,), or of one class a scalar: `dice` and `iou`, means over the images that show
+    or predict the class; `pixel_dice` and `pixel_iou`, over all pixels of all images together."""
+    total = counts.sum(0, keepdim=True)
+    return {
+        "dice": dice_scores(counts).nanmean(0),
+        "iou": iou_scores(counts).nanmean(0),
+        "pixel_dice": dice_scores(total)[0],
+        "pixel_iou": iou_scores(total)[0],
+    }
 
 
 def overall_scores(counts: Tensor) -> dict[str, float]:
-    """Scores of all rows of `count_overlap`: `dice` and `iou`, means over images (Kaggle's metric is this dice);
-    `pixel_dice`, `pixel_iou` and `accuracy`, over all pixels of all images together."""
-    both, predicted, true, pixels = total = counts.sum(0, keepdim=True).T
-    return {
-        "dice": dice_scores(counts).mean().item(),
-        "iou": iou_scores(counts).mean().item(),
-        "pixel_dice": dice_scores(total.T).item(),
-        "pixel_iou": iou_scores(total.T).item(),
-        "accuracy": ((pixels - predicted - true + 2 * both) / pixels).item(),
-    }
+    """Means over all classes, the background among them, of `class_scores` (with one class, Kaggle's metric is this
+    `dice`), and `accuracy`, the share of all pixels that are right. Of several classes also the `dice/NUMBER` and
+    `iou/NUMBER` of each that some image shows or predicts."""
+    by_class = class_scores(counts)
+    scores = {name: values.nanmean().item() for name, values in by_class.items()}
+    both, predicted, true, pixels = counts.sum(0).unbind(-1)
+    several = counts.dim() == 3
+    right = both.sum() if several else pixels - predicted - true + 2 * both
+    scores["accuracy"] = (right / pixels.max()).item()
+    if several:
+        for name in ("dice", "iou"):
+            values = enumerate(by_class[name].tolist())
+            scores |= {f"{name}/{number}": value for number, value in values if not math.isnan(value)}
+    return scores
+
+
+def describe(scores: dict[str, float], images: str) -> str:
+    """One line about the `overall_scores` of these images, and one about each of several classes."""
+    by_class = defaultdict(list)
+    for name, value in scores.items():
+        name, _, number = name.partition("/")
+        by_class[number and f"class {number}"].append(f"{name} {value:.4f}")
+    return "\n".join(f"{what or images}: {', '.join(values)}" for what, values in by_class.items())
 
 
 @contextmanager
@@ -148,28 +208,27 @@ def check_accuracy(
     """Score the model on every image of `loader`, at the size it loads them, with a threshold of 0.5. Of several
     processes, each scores its share of them; all return the scores of the whole.
 
-    Prints one line and returns the `overall_scores`, and `loss` where `loss_fn` is given.
+    Prints and returns the `overall_scores`, and `loss` where `loss_fn` is given.
     """
     device = torch.device(device)
     group.share_buffers(model)
     # These stand for a share without images.
-    counts, losses = [torch.empty(0, 4, dtype=torch.int64, device=device)], [torch.empty(0, device=device)]
+    counts, losses = [torch.empty(0, dtype=torch.int64, device=device)], [torch.empty(0, device=device)]
     masks = torch.empty(0, 0, 0)
     with evaluating(model):
         for images, masks in loader:
-            images, targets = images.to(device), masks.to(device).unsqueeze(1)
+            images, targets = images.to(device), masks.to(device)
             with autocast(device, precision):
                 logits = model(images)
-            counts.append(count_overlap(logits > 0, targets > 0.5))  # a logit of 0 is a probability of 0.5
+            counts.append(compare(logits, targets)[2])
             if loss_fn is not None:
-                losses.append((loss_fn(logits.float(), targets) * len(images)).reshape(1))
+                losses.append((loss_fn(logits.float(), targets.unsqueeze(1)) * len(images)).reshape(1))
     counts = group.gather(torch.cat(counts))
     scores = overall_scores(counts)
     if loss_fn is not None:
         scores["loss"] = sum(group.exchange(torch.cat(losses).sum().item())) / len(counts)
     height, width = masks.shape[1:]
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    print(f"{counted(len(counts), 'image')} at {height}x{width}: {shown}")
+    print(describe(scores, f"{counted(len(counts), 'image')} at {height}x{width}"))
     return scores
 
 
@@ -197,11 +256,12 @@ def save_predictions_as_imgs(
     with evaluating(model):
         for images, masks in batches:
             with autocast(device, precision):
-                predicted = model(images.to(device)).squeeze(1).cpu() > 0
-            dice = dice_scores(count_overlap(predicted, masks > 0.5)).tolist()
-            for image, mask, prediction, score in zip(images, masks, predicted, dice, strict=True):
+                logits = model(images.to(device)).cpu()
+            predicted, truth, counts = compare(logits, masks)
+            dice = image_scores(counts).tolist()
+            for image, mask, prediction, score in zip(images, truth, predicted, dice, strict=True):
                 name = Path(names[chosen[len(rows)]]).stem
-                rows.append(Picture(name, image.numpy(), mask.numpy() > 0.5, prediction.numpy(), score))
+                rows.append(Picture(name, image.numpy(), mask.numpy(), prediction.numpy(), score))
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         save_mask(row.prediction, folder / f"{row.name}_pred.png")

@@ -67,7 +67,7 @@ def main() -> None:
     print(f"{rate:.0f} masks of {masks[0].shape[1]}x{masks[0].shape[0]} encoded in a second of one core")
 
     device = predict.choose_device()
-    model, size, precision = predict.load_network(options.checkpoint, device)
+    model, size, _, precision = predict.load_network(options.checkpoint, device)
     network = partial(predict.predict_logits, model, flip=False, precision=precision)
     images = torch.rand(predict.BATCH_SIZE, 3, *size)
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(options.number)]

@@ -370,7 +370,7 @@ RGB = np.asarray(photograph())
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 HTML = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>"
 NO_PICTURE = "a.jpg: can't be read as a picture"
-IN_MASK = "where background is 0 and foreground 1 or 255. Save it in black and white."
+IN_MASK = "where background is 0 and foreground 1 or 255. Save it in black and white, or give NUM_CLASSES"
 CASES = [
     # Images
     E(1, "empty", lambda w: w.image.write_bytes(b""), EMPTY),

@@ -20,7 +20,7 @@ from PIL import Image
 import predict
 import train
 from errors import run_script
-from pictures import draw_outline, scale_to_mask
+from pictures import draw_overlay, scale_to_mask
 from reading import read_image
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ def test_a_turned_photograph_has_the_mask_of_the_upright_one(run, tmp_path, suff
 def test_a_mask_is_where_the_scaled_logits_are_positive(run, trained, tmp_path, size):
     picture(size).save(tmp_path / "photo.png")
     mask = mask_of(run(tmp_path / "photo.png") / "photo.png")
-    model, network_size, _ = predict.load_network(trained / "best_checkpoint.pth.tar", torch.device("cpu"))
+    model, network_size, *_ = predict.load_network(trained / "best_checkpoint.pth.tar", torch.device("cpu"))
     image = read_image(tmp_path / "photo.png", network_size)
     assert image.shape == (32, 48, 3)
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_an_outline_is_drawn_along_the_mask(run, trained, tmp_path):
 
     mask = np.zeros((200, 300), bool)
     mask[50:150, 100:200] = True
-    draw_outline(np.full((200, 300, 3), 128, np.uint8), mask, tmp_path / "drawn.jpg")
+    draw_overlay(np.full((200, 300, 3), 128, np.uint8), mask, tmp_path / "drawn.jpg")
     drawn = np.asarray(Image.open(tmp_path / "drawn.jpg")).astype(int)
     colourful = np.ptp(drawn, axis=2) > 60
     assert colourful[48:52, 110:190].any(axis=0).all() and colourful[60:140, 98:102].any(axis=1).all()
@@ -269,9 +269,9 @@ def test_a_checkpoint_that_is_of_no_use(run, trained, tmp_path, capsys):
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     error = refused(lambda: run(photograph, "--CHECKPOINT", tmp_path / "other.pth"), capsys)
     assert "other.pth: not a U-Net of model.py: no weight 'downs.0.conv.0.weight'." in error
-    torch.save(predict.UNET(3, 4, [4, 8]).state_dict(), tmp_path / "four.pth")
-    error = refused(lambda: run(photograph, "--CHECKPOINT", tmp_path / "four.pth"), capsys)
-    assert "four.pth: 3 channels in, 4 out." in error
+    torch.save(predict.UNET(1, 1, [4, 8]).state_dict(), tmp_path / "gray.pth")
+    error = refused(lambda: run(photograph, "--CHECKPOINT", tmp_path / "gray.pth"), capsys)
+    assert "gray.pth: 1 channels in. Use one for photographs in colour." in error
     error = refused(lambda: run(photograph, "--CHECKPOINT", trained / "bset_checkpoint.pth.tar"), capsys)
     assert "no such checkpoint" in error and "best_checkpoint.pth.tar" in error
     assert not (tmp_path / "out").exists()

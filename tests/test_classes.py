@@ -1,0 +1,510 @@
+"""Several classes, from index masks to index masks; the set at the end is rendered."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import write_pairs
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import cache
+import predict
+import prepare_data
+import train
+from checkpoint import read_checkpoint
+from dataset import CarvanaDataset
+from errors import BadInput, run_script
+from losses import BCEDiceLoss, CEDiceLoss
+from pictures import COLOURS, PALETTE, Picture, draw_overlay, draw_sheet, save_errors, save_mask, scale_to_mask
+from reading import IGNORED, Classes, examine_pair, read_mask
+from sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample, render
+from utils import check_accuracy, count_classes, dice_scores, image_scores, iou_scores, overall_scores
+
+THREE = Classes(3)
+MASK = np.array([[0, 1, 2, 255], [2, 1, 0, 0]], np.uint8)
+
+
+def palette_picture(mask: np.ndarray, colours: np.ndarray = PALETTE) -> Image.Image:
+    picture = Image.fromarray(mask)
+    picture.putpalette(colours.tobytes())
+    return picture
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    "name, picture",
+    [
+        ("gray.png", Image.fromarray(MASK)),
+        ("palette.png", palette_picture(MASK)),
+        ("gray_palette.png", palette_picture(MASK, np.repeat(np.arange(255, -1, -1, np.uint8)[:, None], 3, 1))),
+        ("palette.gif", palette_picture(MASK)),
+        ("sixteen.png", Image.fromarray(MASK.astype(np.uint16))),
+        ("rgb.png", Image.fromarray(np.dstack([MASK] * 3))),
+    ],
+)
+def test_every_way_to_write_numbers(tmp_path, name, picture):
+    picture.save(tmp_path / name, optimize=False)  # else a GIF gets other numbers
+    np.testing.assert_array_equal(read_mask(tmp_path / name, classes=THREE), MASK)
+
+
+def test_one_bit_is_two_classes_and_another_number_may_be_ignored(tmp_path):
+    Image.fromarray(MASK == 1).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png", classes=Classes(2)), MASK == 1)
+    Image.fromarray(np.where(MASK == 255, 7, MASK).astype(np.uint8)).save(tmp_path / "seven.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "seven.png", classes=Classes(3, 7)), MASK)
+
+
+@pytest.mark.parametrize(
+    "mask, suffix, classes, message",
+    [
+        (
+            MASK,
+            ".png",
+            Classes(2),
+            r"m\.png: the value 2, where classes are 0 to 1 and 255 is ignored\. Change the",
+        ),
+        (MASK, ".png", Classes(3, 9), "the value 255, where classes are 0 to 2 and 9 is ignored"),
+        (
+            MASK.astype(np.uint16) * 200,
+            ".png",
+            THREE,
+            "values of more than 8 bits. Save it with the numbers 0 to 2",
+        ),
+        (np.dstack([MASK, MASK * 0, MASK]), ".png", THREE, "a mask in colour. Save it with the numbers 0 to 2"),
+        (MASK, ".jpg", THREE, "a JPEG, which blurs numbers of classes into others. Save it as PNG"),
+        (MASK % 3, ".png", Classes(), "values up to 2, 3 in all, .*black and white, or give NUM_CLASSES for more"),
+    ],
+)
+def test_what_is_no_mask_of_classes_is_refused(tmp_path, mask, suffix, classes, message):
+    Image.fromarray(np.kron(mask, np.ones((8, 8) + (1,) * (mask.ndim - 2), mask.dtype))).save(
+        tmp_path / f"m{suffix}"
+    )
+    with pytest.raises(BadInput, match=message):
+        read_mask(tmp_path / f"m{suffix}", classes=classes)
+
+
+def test_a_pixel_is_of_the_class_with_most_of_its_area(tmp_path):
+    rng = np.random.default_rng(0)
+    mask = rng.choice(np.array([0, 1, 2, 255], np.uint8), (60, 90), p=(0.3, 0.3, 0.2, 0.2))
+    palette_picture(mask).save(tmp_path / "m.png")
+    blocks = mask.reshape(20, 3, 30, 3).transpose(0, 2, 1, 3).reshape(20, 30, 9)
+    areas = np.stack([(blocks == value).sum(-1) for value in (0, 1, 2, 255)], -1)
+    small = read_mask(tmp_path / "m.png", (20, 30), THREE)
+    chosen = np.searchsorted([0, 1, 2, 255], small)[..., None]
+    assert (np.take_along_axis(areas, chosen, -1)[..., 0] == areas.max(-1)).all()
+    assert np.unique(small).tolist() == [0, 1, 2, 255]
+
+
+def test_two_classes_are_read_as_one_is_at_any_size(tmp_path):
+    y, x = np.mgrid[:97, :131]
+    Image.fromarray(((x - 70) ** 2 + (y - 40) ** 2 < 900).astype(np.uint8)).save(tmp_path / "m.png")
+    for size in (None, (24, 33), (40, 131), (150, 200)):
+        one, two = (read_mask(tmp_path / "m.png", size, classes) for classes in (Classes(), Classes(2)))
+        assert (one != two).mean() < 0.002, size  # where a half is rounded
+
+
+@pytest.mark.parametrize("arguments", [(0,), (-1,), (256,), (3, 2), (3, 256), (3, -1)])
+def test_numbers_that_mean_nothing(arguments):
+    with pytest.raises(BadInput, match="can't be used. Give "):
+        Classes(*arguments)
+
+
+def write_classes(folder: Path, names: str, values: tuple[int, ...] = (0, 1, 2, 255), size=(32, 48)) -> None:
+    """Photographs in i/ and in m/ masks of stripes; each stripe is one of `values`."""
+    write_pairs(folder / "i", folder / "m", list(names), size)
+    for name in names:
+        (folder / f"m/{name}_mask.gif").unlink()
+        stripes = np.repeat(np.array(values, np.uint8), size[1] // len(values))
+        palette_picture(np.tile(stripes, (size[0], 1))).save(folder / f"m/{name}.png")
+
+
+def test_a_cache_of_other_classes_is_never_used(tmp_path):
+    write_classes(tmp_path, "ab", (0, 1))
+    seen = []
+    for classes in (Classes(), Classes(2), THREE, Classes(2, 7), Classes(2)):
+        dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=(8, 12), classes=classes)
+        facts = cache.gather_facts(dataset.pairs, (8, 12), tmp_path / "cache", classes)
+        assert facts == [examine_pair(pair, None, classes)[2] for pair in dataset.pairs]
+        dataset.use_cache(tmp_path / "cache")
+        seen.append(dataset.cache.path)
+        np.testing.assert_array_equal(dataset[0][1], dataset.cache[0][1])
+    assert len(set(seen)) == 4 and seen[1] == seen[4]
+
+
+# The loss and the scores
+
+
+def test_loss_by_hand():
+    # Two images of 1x2 pixels. Probabilities are 1/2, 1/4, 1/4; the second image ignores its second pixel.
+    logits = torch.tensor([2.0, 1.0, 1.0]).log().view(1, 3, 1, 1).expand(2, 3, 1, 2)
+    targets = torch.tensor([[[[0.0, 1.0]]], [[[2.0, IGNORED]]]])
+    entropy = (-(np.log(1 / 2) + np.log(1 / 4)) / 2 - np.log(1 / 4)) / 2  # all pixels are as near an outline
+    first = [(2 * 0.5 + 1) / (1 + 1 + 1), (2 * 0.25 + 1) / (0.5 + 1 + 1), (0 + 1) / (0.5 + 0 + 1)]
+    second = [(0 + 1) / (0.5 + 1), (0 + 1) / (0.25 + 1), (2 * 0.25 + 1) / (0.25 + 1 + 1)]
+    expected = entropy - np.log(first + second).mean()
+    assert CEDiceLoss()(logits, targets).item() == pytest.approx(expected)
+
+
+def test_cross_entropy_is_pytorchs_with_the_weights_of_outlines():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, 4, 9, 9), torch.randint(4, (3, 1, 9, 9)).float()
+    targets[0, :, :, 4:] = 1  # an image with an outline and a plain part, and pixels to ignore
+    targets[0, :, :, :4] = 0
+    targets[0, 0, 2, 3:6] = targets[2, 0, :4] = IGNORED
+    weights = torch.ones(3, 9, 9)
+    for n, y, x in np.ndindex(3, 9, 9):  # two or more classes within 2 pixels
+        window = targets[n, 0, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        weights[n, y, x] += 5 * (len(set(window[window != IGNORED].tolist())) > 1)
+    counted = targets[:, 0] != IGNORED
+    plain = F.cross_entropy(logits, targets[:, 0].long(), ignore_index=IGNORED, reduction="none")
+    means = [(plain[n] * weights[n])[counted[n]].sum() / weights[n][counted[n]].sum() for n in range(3)]
+    truth = F.one_hot((targets[:, 0] * counted).long(), 4).movedim(3, 1) * counted[:, None]
+    probs = logits.softmax(1) * counted[:, None]
+    dice = (2 * (probs * truth).sum((2, 3)) + 1) / (probs.sum((2, 3)) + truth.sum((2, 3)) + 1)
+    expected = sum(means) / 3 - dice.log().mean()
+    assert CEDiceLoss()(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert len(weights[0].unique()) == 2
+
+
+def test_two_classes_weigh_as_one_does():
+    torch.manual_seed(0)
+    targets = (torch.rand(2, 1, 16, 16) > 0.97).float()
+    logits, loss = torch.randn(2, 1, 16, 16), BCEDiceLoss()
+    near = F.max_pool2d(targets, 5, 1, 2) + F.max_pool2d(-targets, 5, 1, 2)
+    weights = (1 + 5 * near) / (1 + 5 * near).mean((1, 2, 3), keepdim=True)
+    assert len(weights[0].unique()) == 2 and torch.equal(loss.weigh(torch.cat((1 - targets, targets), 1)), weights)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, weights)
+    of_one = loss(logits, targets) - entropy
+    two = torch.cat((torch.zeros_like(logits), logits), 1)
+    of_two = CEDiceLoss()(two, targets) + (two.softmax(1) * 0).sum()
+    probs = two.softmax(1).flatten(2)
+    truth = torch.cat((1 - targets, targets), 1).flatten(2)
+    dice = (2 * (probs * truth).sum(2) + 1) / (probs.sum(2) + truth.sum(2) + 1)
+    assert of_one.item() == pytest.approx(1 - dice[:, 1].mean().item(), rel=1e-5)
+    assert of_two.item() == pytest.approx(entropy.item() - dice.log().mean().item(), rel=1e-5)
+
+
+def test_ignored_pixels_change_nothing():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randint(3, (2, 1, 8, 8)).float()
+    targets[:, :, :, 5:] = IGNORED
+    loss = CEDiceLoss()(logits, targets)
+    loss.backward()
+    assert (logits.grad[..., 5:] == 0).all() and (logits.grad[..., :5] != 0).all()
+    other = logits.detach().clone()
+    other[..., 5:] = 9 * torch.randn(2, 3, 8, 3)
+    assert CEDiceLoss()(other, targets).item() == loss.item()
+    nothing = CEDiceLoss()(logits, torch.full_like(targets, IGNORED))
+    nothing.backward()
+    assert nothing.item() == 0 and logits.grad.isfinite().all()
+
+
+def test_loss_of_joined_batches_is_the_mean_of_theirs():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(6, 3, 8, 8), torch.randint(4, (6, 1, 8, 8)).float()
+    targets[targets == 3] = IGNORED
+    targets[1] = IGNORED
+    loss = CEDiceLoss()
+    parts = (loss(logits[:3], targets[:3]) + loss(logits[3:], targets[3:])) / 2
+    assert loss(logits, targets).item() == pytest.approx(parts.item())
+
+
+# By hand, 1x6 pixels each. The first image ignores its last pixel; class 2 is in it neither predicted nor true.
+# The second is all of class 2, of which half is predicted; class 1 is predicted for the other half.
+TRUE = torch.tensor([[[0, 0, 1, 1, 1, 255]], [[2] * 6]], dtype=torch.uint8)
+PREDICTED = torch.tensor([[[0, 1, 1, 1, 0, 2]], [[2, 2, 2, 1, 1, 1]]], dtype=torch.uint8)
+COUNTS = [[[1, 2, 2, 5], [2, 3, 3, 5], [0, 0, 0, 5]], [[0, 0, 0, 6], [0, 3, 0, 6], [3, 3, 6, 6]]]
+
+
+def test_scores_by_hand():
+    counts = count_classes(PREDICTED, TRUE, 3)
+    assert counts.tolist() == COUNTS
+    dice, iou = [[1 / 2, 2 / 3, np.nan], [np.nan, 0, 2 / 3]], [[1 / 3, 1 / 2, np.nan], [np.nan, 0, 1 / 2]]
+    np.testing.assert_allclose(dice_scores(counts), dice)
+    np.testing.assert_allclose(iou_scores(counts), iou)
+    np.testing.assert_allclose(image_scores(counts), [(1 / 2 + 2 / 3) / 2, 1 / 3])
+    assert image_scores(count_classes(PREDICTED, TRUE * 0 + 255, 3)).tolist() == [1, 1]  # nothing can be wrong
+    scores = overall_scores(counts)
+    assert scores == pytest.approx(
+        {
+            "dice": (1 / 2 + 1 / 3 + 2 / 3) / 3,
+            "iou": (1 / 3 + 1 / 4 + 1 / 2) / 3,
+            "pixel_dice": (1 / 2 + 4 / 9 + 2 / 3) / 3,
+            "pixel_iou": (1 / 3 + 2 / 7 + 1 / 2) / 3,
+            "accuracy": 6 / 11,
+            "dice/0": 1 / 2,
+            "dice/1": 1 / 3,
+            "dice/2": 2 / 3,
+            "iou/0": 1 / 3,
+            "iou/1": 1 / 4,
+            "iou/2": 1 / 2,
+        }
+    )
+    assert "dice/2" not in overall_scores(counts[:1]) and overall_scores(counts[:1])["dice"] == pytest.approx(
+        7 / 12
+    )
+
+
+class Numbers(nn.Module):
+    """A model whose logits are highest for the class that its input's first channel names."""
+
+    def forward(self, x):
+        return -(x[:, :1] - torch.arange(3.0).view(-1, 1, 1)).abs()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_check_accuracy_prints_a_line_for_each_class(batch_size, capsys):
+    images = PREDICTED.float()[:, None].repeat(1, 3, 1, 1)
+    loader = DataLoader(TensorDataset(images, TRUE.float()), batch_size)
+    loss = CEDiceLoss()
+    scores = check_accuracy(loader, Numbers(), "cpu", loss_fn=loss)
+    expected = overall_scores(torch.tensor(COUNTS)) | {
+        "loss": loss(Numbers()(images), TRUE.float()[:, None]).item()
+    }
+    assert scores == pytest.approx(expected)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2 images at 1x6: dice 0.5000, iou 0.3611, ") and ", loss " in lines[0]
+    assert lines[1:] == [
+        "class 0: dice 0.5000, iou 0.3333",
+        "class 1: dice 0.3333, iou 0.2500",
+        "class 2: dice 0.6667, iou 0.5000",
+    ]
+
+
+# Pictures
+
+
+def test_the_colours_can_be_told_apart():
+    assert len(COLOURS) == 20 and PALETTE.shape == (256, 3) and PALETTE.dtype == np.uint8
+    first = PALETTE[[*range(21), IGNORED]][None].astype(np.float32) / 255
+    lab = cv2.cvtColor(first, cv2.COLOR_RGB2LAB)[0]
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 999 * np.eye(22)
+    assert apart.min() > 25  # what an eye just notices is 2 to 3
+    assert (PALETTE[1] == PALETTE[21]).all() and (PALETTE[0] == 0).all() and len(set(PALETTE[IGNORED])) == 1
+
+
+def test_pictures_show_classes_errors_and_what_is_ignored(tmp_path):
+    truth = np.repeat(np.array([0, 1, 2, IGNORED], np.uint8), 60)[None].repeat(40, 0)
+    prediction = truth.copy()
+    prediction[:20, 60:120], prediction[:, 180:] = 2, 1
+    row = Picture("x", np.zeros((3, 40, 240), np.float32), truth, prediction, 0.5)
+    save_mask(truth, tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), truth)
+        np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), PALETTE[truth])
+    save_errors(row, tmp_path / "errors.png")
+    errors = np.asarray(Image.open(tmp_path / "errors.png").convert("RGBA"))
+    wrong = np.zeros((40, 240), bool)
+    wrong[:20, 60:120] = True
+    assert (errors[wrong] == (*PALETTE[1], 255)).all() and (errors[~wrong][:, 3] == 0).all()
+    draw_sheet([row], tmp_path / "sheet.png")
+    panels = np.asarray(Image.open(tmp_path / "sheet.png"))[-48:-8]
+    for column, values in enumerate((PALETTE[truth], PALETTE[prediction]), start=1):
+        np.testing.assert_array_equal(panels[:, 8 + 248 * column : 248 * (column + 1)], values)
+    many = np.arange(240, dtype=np.uint8)[None].repeat(40, 0)
+    draw_sheet([row._replace(truth=many)], tmp_path / "many.png")  # a legend of several lines
+    assert Image.open(tmp_path / "many.png").height > Image.open(tmp_path / "sheet.png").height + 200
+    draw_overlay(np.full((40, 240, 3), 200, np.uint8), truth, tmp_path / "overlay.jpg")
+    overlay = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
+    assert abs(overlay[10:30, 10:50] - 200).max() < 5
+    assert abs(overlay[10:30, 70:110] - (100 + PALETTE[1] // 2)).max() < 12
+
+
+def test_logits_of_classes_scale_as_pytorch_scales_them():
+    logits = np.random.default_rng(0).normal(size=(5, 16, 24)).astype(np.float32)
+    for size in ((160, 240), (333, 500), (7, 3000), (1, 1), (16, 24)):
+        whole = F.interpolate(torch.from_numpy(logits)[None], size=size, mode="bilinear")[0]
+        first, second = whole.topk(2, 0).values
+        sure = (first - second > 1e-5).numpy()
+        mask = scale_to_mask(logits, size)
+        assert mask.dtype == np.uint8 and (mask == whole.argmax(0).numpy())[sure].all()
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> Path:
+    """Rendered cars: three classes."""
+    folder = tmp_path_factory.mktemp("rendered") / "set"
+    make_sample(folder, train_cars=5, val_cars=1, views=8, num_classes=3)
+    return folder
+
+
+def words(data: Path, out: Path, *more: str) -> list[str]:
+    dirs = ("train_images", "train_masks", "val_images", "val_masks")
+    names = ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR")
+    paths = [word for name, path in zip(names, dirs, strict=True) for word in (f"--{name}", str(data / path))]
+    return [*paths, "--OUT_DIR", str(out), "--CACHE_DIR", str(out / "cache"), "--NUM_WORKERS", "0", *more]
+
+
+@pytest.fixture(scope="module")
+def trained(rendered, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a small network's run on the rendered cars, and what it printed."""
+    out = tmp_path_factory.mktemp("trained")
+    small = "--IMAGE_HEIGHT 96 --IMAGE_WIDTH 144 --FEATURES 8 16 32 --NUM_EPOCHS 36 --LEARNING_RATE 0.04"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train.main(words(rendered, out, "--NUM_CLASSES", "3", *small.split()))
+    return out, printed.getvalue()
+
+
+def dice_by_class(printed: str) -> list[float]:
+    return [float(dice) for dice in re.findall(r"^class \d: dice (\d\.\d{4}), iou", printed, re.MULTILINE)]
+
+
+def dice_of(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Dice of each of three classes, all of which are there."""
+    pairs = [(predicted == number, truth == number) for number in range(3)]
+    return [2 * (one & other).sum() / (one.sum() + other.sum()) for one, other in pairs]
+
+
+def test_car_and_wheels_are_told_apart(trained):
+    out, printed = trained
+    assert "classes 0 1 2; 5 cars" in printed
+    dice = dice_by_class(printed)
+    assert len(dice) == 3 * 36 and min(dice[-3:]) >= 0.9, dice[-3:]
+    checkpoint = read_checkpoint(out / "best_checkpoint.pth.tar")
+    assert checkpoint["best_dice"] == pytest.approx(max(np.mean(np.reshape(dice, (-1, 3)), 1)), abs=1e-4)
+    page = (out / "saved_images/index.html").read_text(encoding="utf-8")
+    run = json.loads(re.search(r'id="run">(.*?)</script>', page, re.DOTALL)[1])
+    assert run["classes"] == {"0": "#000000", "1": "#e69f00", "2": "#56b4e9"}
+    for name, score in run["epochs"]["36"]:
+        with Image.open(out / f"saved_images/epoch_036/{name}_pred.png") as prediction:
+            assert prediction.mode == "P" and set(np.unique(prediction)) == {0, 1, 2}
+            truth = np.asarray(Image.open(out / f"saved_images/photographs/{name}_truth.png"))
+        assert score == pytest.approx(np.mean(dice_of(np.asarray(prediction), truth)), abs=1e-6)
+
+
+def test_predicting_classes(trained, rendered, tmp_path, capsys):
+    checkpoint = ["--CHECKPOINT", str(trained[0] / "best_checkpoint.pth.tar"), "--OUT", str(tmp_path / "out")]
+    photographs = str(rendered / "val_images")
+    predict.main([photographs, *checkpoint, "--MASK_DIR", str(rendered / "val_masks"), "--OVERLAY"])
+    printed = capsys.readouterr().out
+    dice = []
+    for mask in sorted((rendered / "val_masks").iterdir()):
+        with Image.open(tmp_path / f"out/{mask.stem.removesuffix('_mask')}.png") as prediction:
+            assert prediction.mode == "P" and prediction.size == (1918, 1280)
+            assert prediction.getpalette()[:9] == PALETTE[:3].ravel().tolist()
+            predicted, truth = np.asarray(prediction), np.asarray(Image.open(mask))
+        dice.append(dice_of(predicted, truth))
+        assert (tmp_path / f"out/{mask.stem.removesuffix('_mask')}_overlay.jpg").exists()
+    dice = np.mean(dice, axis=0)
+    assert dice_by_class(printed) == pytest.approx(dice, abs=1e-4) and dice.min() > 0.85
+    assert f"8 images at full size: dice {dice.mean():.4f}, " in printed
+    for more, message in (
+        (
+            ["--SUBMISSION", str(tmp_path / "s.csv")],
+            "SUBMISSION: meant for one class, where .* has 3. Leave it out",
+        ),
+        (["--THRESHOLD", "0.7"], "THRESHOLD: meant for one class"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            predict.main([photographs, *checkpoint, *more])
+
+
+def test_parts_become_classes(rendered):
+    mask = sorted((rendered / "val_masks").iterdir())[2]
+    _, parts = render(5, 3)
+    np.testing.assert_array_equal(read_mask(mask, classes=THREE), np.where(parts == WINDOWS, BODY, parts))
+    assert (BACKGROUND, BODY, WHEELS, WINDOWS) == tuple(PARTS) == (0, 1, 2, 3)
+
+
+@pytest.fixture
+def striped(tmp_path) -> Path:
+    """Small pairs of stripes, all four of which have classes 0 to 2 and what is ignored."""
+    write_classes(tmp_path / "train", "abc")
+    write_classes(tmp_path / "val", "yz")
+    for split in ("train", "val"):
+        (tmp_path / split / "i").rename(tmp_path / f"{split}_images")
+        (tmp_path / split / "m").rename(tmp_path / f"{split}_masks")
+    return tmp_path
+
+
+SMALL = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--NUM_EPOCHS", "1"]
+
+
+def test_more_classes_than_the_masks_have_and_what_is_ignored(striped, capsys):
+    train.main(words(striped, striped / "out", *SMALL, "--NUM_CLASSES", "25"))
+    output = capsys.readouterr()
+    assert "foreground 50.0% on average, 50.0% to 50.0%; classes 0 1 2" in output.out
+    expected = "train_masks: class 3 is in no mask (and 21 like it). It can be neither learnt nor scored here"
+    assert expected in output.err and output.err.count("warning: ") == 2
+    accuracy = re.search(r"2 images at 32x48: .*accuracy (\d\.\d+)", output.out)[1]
+    predictions = [Image.open(striped / f"out/saved_images/epoch_001/{name}_pred.png") for name in "yz"]
+    truth = np.repeat(np.arange(4), 12)[None, :36]
+    assert np.mean([np.asarray(p)[:, :36] == truth for p in predictions]) == pytest.approx(
+        float(accuracy), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--NUM_CLASSES", "0"], "NUM_CLASSES: 0 can't be used. Give 1 for foreground alone, or 2 to 255."),
+        (["--NUM_CLASSES", "-3"], "NUM_CLASSES: -3 can't be used."),
+        (
+            ["--NUM_CLASSES", "3", "--IGNORE_INDEX", "2"],
+            "IGNORE_INDEX: 2 can't be used. Give 3 to 255: those below",
+        ),
+        (["--NUM_CLASSES", "3", "--IGNORE_INDEX", "256"], "IGNORE_INDEX: 256 can't be used. Give 0 to 255."),
+        (["--NUM_CLASSES", "2"], "the value 2, where classes are 0 to 1 and 255 is ignored. Change the mask"),
+        (
+            [],
+            "values up to 255, 4 in all, where background is 0 and foreground 1 or 255. Save it in black and white",
+        ),
+    ],
+)
+def test_refusals(striped, more, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: train.main(words(striped, striped / "out", *SMALL, *more)))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "reading" not in line]
+    assert stop.value.code == 2 and message in lines[0]
+    assert len(lines) == (1 if "can't be used" in message else 6)  # else one for each file, and their number
+
+
+def test_masks_in_black_and_white_for_two_classes_are_refused(striped, capsys):
+    for mask in (*(striped / "train_masks").iterdir(), *(striped / "val_masks").iterdir()):
+        Image.fromarray((np.asarray(Image.open(mask)) == 1).astype(np.uint8) * 255).save(mask)
+    message = (
+        "all 3 masks hold nothing but background and what is ignored. Give NUM_CLASSES 1 for masks in black and"
+    )
+    with pytest.raises(BadInput, match=message):
+        train.main(words(striped, striped / "out", *SMALL, "--NUM_CLASSES", "2"))
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_prepare_data_checks_and_splits_masks_of_classes(striped, capsys):
+    folders = [str(striped / "train_images"), str(striped / "train_masks")]
+    no_cache = ["--cache_dir", ""]
+    prepare_data.main(["check", *folders, *no_cache, "--num_classes", "3"])
+    assert "3 photographs with masks; 48x32; foreground 50.0%" in capsys.readouterr().out
+    for more, message in (
+        ([], r"3 findings in all"),
+        (["--num_classes", "3", "--ignore_index", "9"], "the value 255, where classes are 0 to 2 and 9 is ignored"),
+        (["--num_classes", "300"], "NUM_CLASSES: 300 can't be used"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            prepare_data.main(["check", *folders, *no_cache, *more])
+    prepare_data.main(["split", *folders, "--out", str(striped / "data")])
+    assert len(list((striped / "data/val_masks").iterdir())) == 1
+
+
+def test_empty_folders_fall_back_on_a_sample_of_as_many_classes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (2, 3, 4):
+        (tmp_path / f"data/sample_{number}_classes/train_images").mkdir(parents=True)  # there: nothing is rendered
+    for number in (2, 3, 4, 9):
+        dirs = prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS, number)
+        assert dirs[3] == f"data/sample_{min(number, 4)}_classes/val_masks"
