@@ -8,6 +8,7 @@
 The two sides take turns after a warm-up; a figure is the median over REPEATS, with the lowest and the highest.
 """
 
+import math
 import multiprocessing
 import os
 import platform
@@ -35,8 +36,9 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+import train
 from dataset import CarvanaDataset
-from errors import run_script
+from errors import counted, run_script
 from losses import BCEDiceLoss
 from machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
 from model import UNET
@@ -57,10 +59,12 @@ BATCH_SIZE = 4  # images per step; 64 and more suit a large GPU
 STEPS = 1  # steps per measurement on a synthetic batch; 50 and more suit a GPU
 EPOCH_IMAGES = 16  # photographs of the epoch from disk; 0 takes all, as suits a GPU
 REPEATS = 5  # measurements of each figure
-TARGET_DICE = 0.0  # the validation Dice to reach; 0 leaves that part out
-MAX_EPOCHS = 20  # epochs after which it gives up on that Dice
+TARGET_DICE = 0.0  # the validation Dice whose time is taken; 0 leaves that part out
+EPOCHS = 4  # epochs of train.py for that
+PLAIN_EPOCHS = 12  # epochs of the plain loop for that
 DEVICE = "auto"  # cuda, mps or cpu
 OUT = ""  # a file for the table, in Markdown
+CURVE = ""  # a file for a picture of the validation Dice over the minutes of training
 
 
 class PlainDataset(Dataset):
@@ -92,6 +96,12 @@ def plain_transform(size: tuple[int, int]) -> A.Compose:
             ToTensorV2(),
         ]
     )
+
+
+def plain_loader(pairs: list[Pair], batch_size: int, size: tuple[int, int]) -> DataLoader:
+    """The tutorial's."""
+    dataset = PlainDataset(pairs, plain_transform(size))
+    return DataLoader(dataset, batch_size, shuffle=True, num_workers=2, pin_memory=True)
 
 
 def plain_epoch(
@@ -208,9 +218,7 @@ def one_core() -> Iterator[None]:
 def loaders(folder: Path, o: Any, device: torch.device, pairs: list[Pair]) -> tuple[DataLoader, DataLoader]:
     """The plain loader and ours, over the pairs in `folder`."""
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
-    plain = DataLoader(
-        PlainDataset(pairs, plain_transform(size)), o.BATCH_SIZE, shuffle=True, num_workers=2, pin_memory=True
-    )
+    plain = plain_loader(pairs, o.BATCH_SIZE, size)
     dirs = (pairs[0][0].parent, pairs[0][1].parent)
     workers = choose_num_workers("auto", device)
     ours, _ = get_loaders(
@@ -273,36 +281,92 @@ def whole_epoch(sides: list[Side], o: Any, pairs: list[Pair]) -> list[tuple[str,
             for source, target in zip((image, mask), few[-1], strict=True):
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, target)
-        plain, ours = (
-            [len(few) / s for s in figures]
-            for figures in take_turns(
-                o.REPEATS,
-                *(
-                    lambda side=side, loader=loader: seconds(lambda: side.epoch(loader))
-                    for side, loader in zip(sides, loaders(Path(name), o, sides[0].device, few), strict=True)
-                ),
-            )
-        )
-    return [row(f"a whole epoch of {len(few)} photographs from disk: images/s", plain, ours)]
+        synthetic = [synthetic_batch(o, sides[0].device)] * (len(few) // o.BATCH_SIZE)
+        workloads = (*loaders(Path(name), o, sides[0].device, few), synthetic, synthetic)
+        turns = [
+            lambda s=s, w=w: len(few) / seconds(lambda: s.epoch(w))
+            for s, w in zip(2 * sides, workloads, strict=True)
+        ]
+        plain, ours, *steps = take_turns(o.REPEATS, *turns)
+    shares = (
+        [100 * own / statistics.median(step) for own in rates]
+        for rates, step in zip((plain, ours), steps, strict=True)
+    )
+    return [
+        row(f"a whole epoch of {len(few)} photographs from disk: images/s", plain, ours),
+        row("the same, % of the rate on synthetic batches", *shares),
+    ]
 
 
-def time_to_dice(o: Any, device: torch.device, pairs: list[Pair]) -> list[tuple[str, ...]]:
-    """Seconds of training, scoring left out, until the validation Dice is TARGET_DICE."""
+Curve = list[tuple[float, float]]  # after each epoch, seconds of training so far, scoring left out, and the Dice
+
+
+def watched_run(argv: list[str]) -> Curve:
+    """Run train.py's own `main` and note how it went."""
+    began, curve = [0.0], [(0.0, 0.0)]
+    train_fn, check_accuracy = train.train_fn, train.check_accuracy
+
+    def timed(*args: Any, **kwargs: Any) -> float:
+        began[0] = time.perf_counter()
+        return train_fn(*args, **kwargs)
+
+    def noted(*args: Any, **kwargs: Any) -> dict[str, float]:
+        spent = curve[-1][0] + time.perf_counter() - began[0]
+        scores = check_accuracy(*args, **kwargs)
+        curve.append((spent, scores["dice"]))
+        return scores
+
+    train.train_fn, train.check_accuracy = timed, noted
+    try:
+        train.main(argv)
+    finally:
+        train.train_fn, train.check_accuracy = train_fn, check_accuracy
+    return curve[1:]
+
+
+def learning(o: Any, device: torch.device, pairs: list[Pair]) -> tuple[Curve, Curve]:
+    """How the plain loop, with the tutorial's batches of 16, and train.py learn the same photographs."""
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     scored = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, make_transforms()[1], size=size)
-    val_loader = DataLoader(scored, o.BATCH_SIZE)
-    times = []
-    for plain in (True, False):
-        side, spent, dice = Side(plain, device, o), 0.0, 0.0
-        with tempfile.TemporaryDirectory() as folder:
-            loader = loaders(Path(folder), o, device, pairs)[0 if plain else 1]
-            for _ in range(o.MAX_EPOCHS):
-                spent += seconds(lambda side=side, loader=loader: side.epoch(loader))
-                dice = check_accuracy(val_loader, side.model, device, precision=side.precision)["dice"]
-                if dice >= o.TARGET_DICE:
-                    break
-        times.append([spent if dice >= o.TARGET_DICE else float("inf")])
-    return [row(f"seconds of training to a Dice of {o.TARGET_DICE}", *times, higher_is_better=False)]
+    side, plain, spent = Side(True, device, o), [], 0.0
+    loader = plain_loader(pairs, 16, size)
+    for _ in range(o.PLAIN_EPOCHS):
+        spent += seconds(lambda: side.epoch(loader))
+        plain.append((spent, check_accuracy(DataLoader(scored, 16), side.model, device)["dice"]))
+    with tempfile.TemporaryDirectory() as folder:
+        argv = ["--TRAIN_IMG_DIR", o.IMG_DIR, "--TRAIN_MASK_DIR", o.MASK_DIR]
+        argv += ["--VAL_IMG_DIR", o.VAL_IMG_DIR, "--VAL_MASK_DIR", o.VAL_MASK_DIR]
+        argv += ["--IMAGE_HEIGHT", str(o.IMAGE_HEIGHT), "--IMAGE_WIDTH", str(o.IMAGE_WIDTH), "--DEVICE", o.DEVICE]
+        argv += ["--FEATURES", *map(str, o.FEATURES), "--NUM_EPOCHS", str(o.EPOCHS), "--NUM_PICTURES", "0"]
+        ours = watched_run([*argv, "--OUT_DIR", folder, "--CACHE_DIR", f"{folder}/cache"])
+    return plain, ours
+
+
+def learning_rows(plain: Curve, ours: Curve, target: float) -> list[tuple[str, ...]]:
+    """The lines of the table about two curves: the time to a Dice, and where they end."""
+    times = [[next((spent for spent, dice in curve if dice >= target), math.inf)] for curve in (plain, ours)]
+    epochs = f"{len(plain)} epochs against {len(ours)}"
+    ends = [[curve[-1][0] for curve in (plain, ours)], [curve[-1][1] for curve in (plain, ours)]]
+    return [
+        row(f"seconds of training to a validation Dice of {target}", *times, higher_is_better=False),
+        row(f"seconds of training, {epochs}", *([end] for end in ends[0]), higher_is_better=False),
+        (f"validation Dice, {epochs}", *(f"{dice:.4f}" for dice in ends[1]), ""),
+    ]
+
+
+def draw_curves(plain: Curve, ours: Curve, name: str, path: str) -> None:
+    """Draw both curves over the minutes of training."""
+    from matplotlib.figure import Figure  # a developer's need: train.py goes without
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for curve, label, colour in ((plain, "plain tutorial loop", "#999999"), (ours, "this repository", "#0072b2")):
+        minutes, dice = [spent / 60 for spent, _ in curve], [dice for _, dice in curve]
+        axes.plot(minutes, dice, "o-", color=colour, label=f"{label} (last: {dice[-1]:.3f})")
+    axes.set(xlabel=f"minutes of training on {name}", ylabel="validation Dice", xlim=(0, None), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
 
 
 def step_memory(plain: bool, o: Any) -> float:
@@ -372,11 +436,14 @@ def main(argv: list[str] | None = None) -> None:
     sides = [Side(True, device, o), Side(False, device, o)]
     rows += stepping(sides, o)
     rows += whole_epoch(sides, o, pairs)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     if o.TARGET_DICE:
-        rows += time_to_dice(o, device, pairs)
+        plain, ours = learning(o, device, pairs)
+        rows += learning_rows(plain, ours, o.TARGET_DICE)
+        if o.CURVE:
+            draw_curves(plain, ours, f"{len(pairs)} photographs, {name}, {counted(count_cores(), 'core')}", o.CURVE)
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     table = [
         f"{device} ({name}), {count_cores()} cores, {str(sides[1].precision).removeprefix('torch.')}; "
         f"Python {platform.python_version()}, torch {torch.__version__}, albumentations {A.__version__}; "

@@ -18,7 +18,6 @@ import random
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,13 +29,13 @@ import torch
 from torch import nn
 
 import train
+from benchmark import Curve, watched_run
 from errors import BadInput, run_script
 from losses import BCEDiceLoss
 from machine import count_cores
 from options import ConstantParser
 from prepare_data import FOLDERS, by_group
 from reading import find_pairs
-from utils import check_accuracy
 
 IMG_DIR = "data/train_images/"  # photographs of the cars to share out
 MASK_DIR = "data/train_masks/"  # their masks
@@ -128,42 +127,33 @@ def share_out(o: Any, seed: int, folder: Path) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def run_one(change: str, seed: int, o: Any) -> tuple[list[float], float]:
-    """Train with a change: the Dice on the held-out cars after each epoch, and the seconds of the whole run."""
+def run_one(change: str, seed: int, o: Any) -> Curve:
+    """Train with a change, and score on the held-out cars after each epoch."""
     options, patches = CHANGES[change]
     for name, value in patches.items():
         setattr(train, name, value)
-    dice = []
-
-    def score(*args: Any, **kwargs: Any) -> dict[str, float]:
-        scores = check_accuracy(*args, **kwargs)
-        dice.append(scores["dice"])
-        return scores
-
-    train.check_accuracy = score
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folders = share_out(o, seed, Path(name))
-        argv = []
+        argv = ["--OUT_DIR", name, "--CACHE_DIR", f"{name}/cache", "--SEED", str(seed), "--NUM_PICTURES", "0"]
         for constant, folder in zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), folders, strict=True):
             argv += [f"--{constant}_DIR", folder]
-        argv += ["--OUT_DIR", name, "--CACHE_DIR", f"{name}/cache", "--SEED", str(seed), "--NUM_PICTURES", "0"]
         argv += ["--IMAGE_HEIGHT", str(o.IMAGE_HEIGHT), "--IMAGE_WIDTH", str(o.IMAGE_WIDTH)]
         argv += ["--NUM_EPOCHS", str(o.NUM_EPOCHS), "--FEATURES", *map(str, o.FEATURES), *options]
-        began = time.perf_counter()
-        train.main(argv)
-        return dice, time.perf_counter() - began
+        return watched_run(argv)
 
 
-def main() -> None:
-    o = ConstantParser(globals()).parse_args()
+def main(argv: list[str] | None = None) -> None:
+    """Run every change with every seed, and print the table."""
+    o = ConstantParser(globals()).parse_args(argv)
     changes = [change for change in CHANGES if change == "the recipe" or o.ONLY in change]
     last: dict[str, list[float]] = {change: [] for change in changes}
     for seed in range(o.SEEDS):
         for change in changes:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # nothing changed in it yet
-                dice, seconds = pool.submit(run_one, change, seed, o).result()
+                curve = pool.submit(run_one, change, seed, o).result()
+            dice = [dice for _, dice in curve]
             last[change].append(dice[-1])
-            print(f"seed {seed}, {change}: {' '.join(f'{d:.4f}' for d in dice)}, {seconds:.0f} s", flush=True)
+            print(f"seed {seed}, {change}: {' '.join(f'{d:.4f}' for d in dice)}, {curve[-1][0]:.0f} s", flush=True)
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"

@@ -1,3 +1,5 @@
+from PIL import Image
+
 import benchmark
 
 
@@ -5,7 +7,8 @@ def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
     names = {"--TRAIN_IMG_DIR": "--IMG_DIR", "--TRAIN_MASK_DIR": "--MASK_DIR"}
     dirs = [names.get(word, word) for word in folders[:8]]
     small = {"IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "BATCH_SIZE": 2, "EPOCH_IMAGES": 4, "REPEATS": 1}
-    more = {"TARGET_DICE": 0.99, "MAX_EPOCHS": 1, "OUT": tmp_path / "table.md"}
+    more = {"TARGET_DICE": 0.99, "EPOCHS": 2, "PLAIN_EPOCHS": 1, "OUT": tmp_path / "table.md"}
+    more["CURVE"] = tmp_path / "curve.png"
     benchmark.main(
         [*dirs, "--FEATURES", "4", "8"]
         + [word for name, value in (small | more).items() for word in (f"--{name}", str(value))]
@@ -22,9 +25,14 @@ def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
         "peak memory of a step with batch 2",
         "training step, synthetic batch",
         "a whole epoch of 4 photographs from disk",
-        "seconds of training to a Dice of 0.99",
+        "the same, % of the rate on synthetic batches",
+        "seconds of training to a validation Dice of 0.99",
+        "seconds of training, 1 epochs against 2",
+        "validation Dice, 1 epochs against 2",
     ]
-    for line in lines[:-1]:
+    with Image.open(tmp_path / "curve.png") as curve:
+        assert len(curve.convert("L").histogram()) == 256 and curve.width > 500
+    for line in lines[:6]:
         plain, ours = (float(cell.split()[0]) for cell in line[1:3])
         assert plain > 0 and ours > 0 and float(line[3].strip("| ")) > 0
     batches = [[int(cell) for cell in line.strip("| ").split(" | ")[1:]] for line in computed.splitlines()[4:]]
