@@ -95,6 +95,8 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "half the learning rate": (["--LEARNING_RATE", str(train.LEARNING_RATE / 2)], {}),
     "twice the learning rate": (["--LEARNING_RATE", str(train.LEARNING_RATE * 2)], {}),
     "batches of 4": (["--MIN_STEPS", "24"], {}),
+    "all steps at full size": (["--HALF_SIZE_SHARE", "0"], {}),
+    "a quarter of the steps at half size": (["--HALF_SIZE_SHARE", "0.25"], {}),
     "no more weight near outlines": ([], {"BCEDiceLoss": partial(BCEDiceLoss, border_weight=0)}),
     "no Dice in the loss": ([], {"BCEDiceLoss": CrossEntropyAlone}),
     "no HorizontalFlip": ([], {"make_transforms": augmentation(without="HorizontalFlip")}),

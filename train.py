@@ -70,9 +70,7 @@ LEARNING_RATE = 0.1  # the peak of a schedule that rises and falls once; see mak
 BATCH_SIZE = 16  # images per step, at most; several GPUs share them
 MIN_STEPS = 48  # steps per epoch, if batches of 2 suffice: a small set gets smaller batches, to learn enough
 NUM_EPOCHS = 3  # passes over the training photographs
-HALF_SIZE_SHARE = (
-    0.5  # the share of all steps, the first, that see half the height and width: a quarter of the work
-)
+HALF_SIZE_SHARE = 0.5  # of all steps, the first, see half the height and width, which is a quarter of the work
 ACCUMULATE = 1  # parts that a batch is computed in, one after the other: 4 takes about a quarter of the memory
 
 CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and runs; "" keeps none

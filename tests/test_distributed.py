@@ -181,7 +181,7 @@ def arguments(data) -> list[str]:
     names = {"TRAIN_IMG_DIR": "train_images", "TRAIN_MASK_DIR": "train_masks"}
     names |= {"VAL_IMG_DIR": "val_images", "VAL_MASK_DIR": "val_masks", "CACHE_DIR": "cache_of_runs"}
     words = [word for name, folder in names.items() for word in (f"--{name}", str(data / folder))]
-    small = {"IMAGE_HEIGHT": "32", "IMAGE_WIDTH": "48", "NUM_EPOCHS": "12", "LEARNING_RATE": "1e-2"}
+    small = {"IMAGE_HEIGHT": "32", "IMAGE_WIDTH": "48", "NUM_EPOCHS": "12"}
     small |= {"BATCH_SIZE": "4", "MIN_STEPS": "1", "PRECISION": "float32", "DEVICE": "cpu"}
     return [
         *words,

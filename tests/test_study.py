@@ -1,0 +1,40 @@
+"""The study of the recipe, small, with its real processes."""
+
+import pytest
+
+import study
+
+
+def test_each_change_is_compared_with_the_recipe_on_the_same_cars(folders, tmp_path, capsys):
+    small = {
+        "HELD_OUT_CARS": 4,
+        "TRAIN_CARS": 6,
+        "IMAGE_HEIGHT": 32,
+        "IMAGE_WIDTH": 48,
+        "NUM_EPOCHS": 2,
+        "SEEDS": 2,
+    }
+    small |= {"ONLY": "outlines", "OUT": tmp_path / "table.md"}
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    study.main(["--IMG_DIR", folders[1], "--MASK_DIR", folders[3], "--FEATURES", "4", "8", *words])
+    printed = capsys.readouterr().out
+    table = (tmp_path / "table.md").read_text()
+    assert table in printed
+    recipe, change = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[-2:])
+    assert recipe[0] == "the recipe" and change[0] == "no more weight near outlines"
+    one, two = ([float(cell) for cell in cells[1:4]] for cells in (recipe, change))
+    assert one != two and one[2] == pytest.approx(sum(one[:2]) / 2, abs=1e-4)
+    gain, error = (float(word) for word in change[4].split(" ± "))
+    assert gain == pytest.approx(two[2] - one[2], abs=2e-4)
+    assert error == pytest.approx(abs((two[0] - one[0]) - (two[1] - one[1])) / 2, abs=2e-4)
+
+
+def test_the_cars_held_out_are_not_learned_from(folders, tmp_path):
+    options = study.ConstantParser(vars(study)).parse_args(
+        ["--IMG_DIR", folders[1], "--MASK_DIR", folders[3], "--HELD_OUT_CARS", "1", "--TRAIN_CARS", "0"]
+    )
+    learn, _, score, _ = (
+        {path.name for path in map(study.Path, [folder]) for path in path.iterdir()}
+        for folder in study.share_out(options, 1, tmp_path)
+    )
+    assert len(score) == len(learn) == 6 and not learn & score
