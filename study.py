@@ -96,7 +96,6 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "twice the learning rate": (["--LEARNING_RATE", str(train.LEARNING_RATE * 2)], {}),
     "batches of 4": (["--MIN_STEPS", "24"], {}),
     "all steps at full size": (["--HALF_SIZE_SHARE", "0"], {}),
-    "a quarter of the steps at half size": (["--HALF_SIZE_SHARE", "0.25"], {}),
     "no more weight near outlines": ([], {"BCEDiceLoss": partial(BCEDiceLoss, border_weight=0)}),
     "no Dice in the loss": ([], {"BCEDiceLoss": CrossEntropyAlone}),
     "no HorizontalFlip": ([], {"make_transforms": augmentation(without="HorizontalFlip")}),
@@ -104,7 +103,6 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "no RandomBrightnessContrast": ([], {"make_transforms": augmentation(without="RandomBrightnessContrast")}),
     "no CoarseDropout": ([], {"make_transforms": augmentation(without="CoarseDropout")}),
     "with InvertImg": ([], {"make_transforms": augmentation(A.InvertImg(p=0.2))}),
-    "with ChannelShuffle": ([], {"make_transforms": augmentation(A.ChannelShuffle(p=0.5))}),
     "with HueSaturationValue": (
         [],
         {"make_transforms": augmentation(A.HueSaturationValue(90, 60, 0, p=0.5))},
@@ -144,39 +142,44 @@ def run_one(change: str, seed: int, o: Any) -> Curve:
         return watched_run(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run every change with every seed, and print the table."""
-    o = ConstantParser(globals()).parse_args(argv)
-    changes = [change for change in CHANGES if change == "the recipe" or o.ONLY in change]
-    last: dict[str, list[float]] = {change: [] for change in changes}
-    for seed in range(o.SEEDS):
-        for change in changes:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # nothing changed in it yet
-                curve = pool.submit(run_one, change, seed, o).result()
-            dice = [dice for _, dice in curve]
-            last[change].append(dice[-1])
-            print(f"seed {seed}, {change}: {' '.join(f'{d:.4f}' for d in dice)}, {curve[-1][0]:.0f} s", flush=True)
-
+def table(results: dict[str, list[float]], o: Any) -> str:
+    """The Dice of every change and seed in Markdown, with what each change costs or brings."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    seeds = len(results["the recipe"])
     lines = [
         f"Dice on {o.HELD_OUT_CARS} held-out cars after {o.NUM_EPOCHS} epochs at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, "
         f"{o.TRAIN_CARS or 'all other'} cars to learn from, {o.FEATURES} features. "
         f"{device}, {count_cores()} cores, torch {torch.__version__}, commit {commit or 'unknown'}.",
         "The last column: the mean difference from the recipe over the seeds, with its standard error.",
         "",
-        f"| change | {' | '.join(f'seed {seed}' for seed in range(o.SEEDS))} | mean | against the recipe |",
-        "|---" * (o.SEEDS + 3) + "|",
+        f"| change | {' | '.join(f'seed {seed}' for seed in range(seeds))} | mean | against the recipe |",
+        "|---" * (seeds + 3) + "|",
     ]
-    for change, dice in last.items():
-        gains = [own - recipe for own, recipe in zip(dice, last["the recipe"], strict=True)]
-        error = statistics.stdev(gains) / math.sqrt(o.SEEDS) if o.SEEDS > 1 else math.nan
-        gain = f"{statistics.mean(gains):+.4f} ± {error:.4f}" if change != "the recipe" else ""
-        values = " | ".join(f"{d:.4f}" for d in dice)
+    for change, dice in results.items():
+        gains = [own - recipe for own, recipe in zip(dice, results["the recipe"], strict=True)]
+        error = f" ± {statistics.stdev(gains) / math.sqrt(seeds):.4f}" if seeds > 1 else ""
+        gain = f"{statistics.mean(gains):+.4f}{error}" if change != "the recipe" else ""
+        values = " | ".join(f"{value:.4f}" for value in dice)
         lines.append(f"| {change} | {values} | {statistics.mean(dice):.4f} | {gain} |")
-    print("\n".join(lines))
-    if o.OUT:
-        Path(o.OUT).write_text("\n".join(lines) + "\n")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run every change with every seed, and print the table after each seed."""
+    o = ConstantParser(globals()).parse_args(argv)
+    changes = [change for change in CHANGES if change == "the recipe" or o.ONLY in change]
+    results: dict[str, list[float]] = {change: [] for change in changes}
+    for seed in range(o.SEEDS):
+        for change in changes:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # nothing changed in it yet
+                curve = pool.submit(run_one, change, seed, o).result()
+            dice = [dice for _, dice in curve]
+            results[change].append(dice[-1])
+            print(f"seed {seed}, {change}: {' '.join(f'{d:.4f}' for d in dice)}, {curve[-1][0]:.0f} s", flush=True)
+        print(table(results, o), flush=True)
+        if o.OUT:
+            Path(o.OUT).write_text(table(results, o) + "\n")
 
 
 if __name__ == "__main__":
