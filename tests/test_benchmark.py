@@ -1,3 +1,5 @@
+import math
+
 from PIL import Image
 
 import benchmark
@@ -31,7 +33,9 @@ def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
         "validation Dice, 1 epochs against 2",
     ]
     with Image.open(tmp_path / "curve.png") as curve:
-        assert len(curve.convert("L").histogram()) == 256 and curve.width > 500
+        assert curve.width > 500 and (0, 0x72, 0xB2) in {
+            colour for _, colour in curve.convert("RGB").getcolors(2**24)
+        }
     for line in lines[:6]:
         plain, ours = (float(cell.split()[0]) for cell in line[1:3])
         assert plain > 0 and ours > 0 and float(line[3].strip("| ")) > 0
@@ -47,3 +51,9 @@ def test_the_row_says_how_many_times_ours_is_better():
         "2.00",
     )
     assert benchmark.row("images/s", [4.0], [6.0])[3] == "1.50"
+    assert benchmark.row("s", [math.inf], [6.0], higher_is_better=False)[1:] == (
+        "inf (inf to inf)",
+        "6 (6 to 6)",
+        "inf",
+    )
+    assert benchmark.row("s", [6.0], [math.inf], higher_is_better=False)[3] == ""
