@@ -16,10 +16,12 @@ def test_each_change_is_compared_with_the_recipe_on_the_same_cars(folders, tmp_p
     }
     small |= {"ONLY": "outlines", "OUT": tmp_path / "table.md"}
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-    study.main(["--IMG_DIR", folders[1], "--MASK_DIR", folders[3], "--FEATURES", "4", "8", *words])
+    study.main(
+        ["--IMG_DIR", folders[1], "--MASK_DIR", folders[3], "--FEATURES", "4", "8", "--SEEDS", "3", "5", *words]
+    )
     printed = capsys.readouterr().out
     table = (tmp_path / "table.md").read_text()
-    assert table in printed
+    assert table in printed and "| change | seed 3 | seed 5 | mean |" in table
     recipe, change = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[-2:])
     assert recipe[0] == "the recipe" and change[0] == "no more weight near outlines"
     one, two = ([float(cell) for cell in cells[1:4]] for cells in (recipe, change))
