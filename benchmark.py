@@ -207,14 +207,17 @@ def reading(pairs: list[Pair], o: Any) -> list[tuple[str, ...]]:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process and those that it starts on one core, where the system lets it."""
+    """Keep this process and those that it starts on one core, where the system lets it, and to one thread."""
     cv2.setNumThreads(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a loader's worker
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
     if cores:
         os.sched_setaffinity(0, {min(cores)})
     yield
     if cores:
         os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)
 
 
 def loaders(folder: Path, o: Any, device: torch.device, pairs: list[Pair]) -> tuple[DataLoader, DataLoader]:
