@@ -308,15 +308,17 @@ Curve = list[tuple[float, float]]  # after each epoch, seconds of training so fa
 
 def watched_run(argv: list[str]) -> Curve:
     """Run train.py's own `main` and note how it went."""
-    began, curve = [0.0], [(0.0, 0.0)]
+    spent, curve = 0.0, []
     train_fn, check_accuracy = train.train_fn, train.check_accuracy
 
     def timed(*args: Any, **kwargs: Any) -> float:
-        began[0] = time.perf_counter()
-        return train_fn(*args, **kwargs)
+        nonlocal spent
+        began = time.perf_counter()
+        loss = train_fn(*args, **kwargs)
+        spent += time.perf_counter() - began
+        return loss
 
     def noted(*args: Any, **kwargs: Any) -> dict[str, float]:
-        spent = curve[-1][0] + time.perf_counter() - began[0]
         scores = check_accuracy(*args, **kwargs)
         curve.append((spent, scores["dice"]))
         return scores
@@ -326,7 +328,7 @@ def watched_run(argv: list[str]) -> Curve:
         train.main(argv)
     finally:
         train.train_fn, train.check_accuracy = train_fn, check_accuracy
-    return curve[1:]
+    return curve
 
 
 def learning(o: Any, device: torch.device, pairs: list[Pair]) -> tuple[Curve, Curve]:
@@ -351,11 +353,11 @@ def learning_rows(plain: Curve, ours: Curve, target: float) -> list[tuple[str, .
     """The lines of the table about two curves: the time to a Dice, and where they end."""
     times = [[next((spent for spent, dice in curve if dice >= target), math.inf)] for curve in (plain, ours)]
     epochs = f"{len(plain)} epochs against {len(ours)}"
-    ends = [[curve[-1][0] for curve in (plain, ours)], [curve[-1][1] for curve in (plain, ours)]]
+    (plain_seconds, plain_dice), (our_seconds, our_dice) = plain[-1], ours[-1]
     return [
         row(f"seconds of training to a validation Dice of {target}", *times, higher_is_better=False),
-        row(f"seconds of training, {epochs}", *([end] for end in ends[0]), higher_is_better=False),
-        (f"validation Dice, {epochs}", *(f"{dice:.4f}" for dice in ends[1]), ""),
+        row(f"seconds of training, {epochs}", [plain_seconds], [our_seconds], higher_is_better=False),
+        (f"validation Dice, {epochs}", f"{plain_dice:.4f}", f"{our_dice:.4f}", ""),
     ]
 
 
@@ -428,6 +430,16 @@ def largest_batches(o: Any) -> str:
     return "\n".join(lines)
 
 
+def describe_machine(device: torch.device) -> str:
+    """What a table of figures has to say beside them: device, cores, versions, commit."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return (
+        f"{device} ({name}), {count_cores()} cores; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"albumentations {A.__version__}; commit {commit or 'unknown'}"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and write it where OUT says."""
     o = ConstantParser(globals()).parse_args(argv)
@@ -441,19 +453,15 @@ def main(argv: list[str] | None = None) -> None:
     sides = [Side(True, device, o), Side(False, device, o)]
     rows += stepping(sides, o)
     rows += whole_epoch(sides, o, pairs)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     if o.TARGET_DICE:
         plain, ours = learning(o, device, pairs)
         rows += learning_rows(plain, ours, o.TARGET_DICE)
         if o.CURVE:
             draw_curves(plain, ours, f"{len(pairs)} photographs at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}", o.CURVE)
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     table = [
-        f"{device} ({name}), {count_cores()} cores, {str(sides[1].precision).removeprefix('torch.')}; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, albumentations {A.__version__}; "
-        f"commit {commit or 'unknown'}; {len(pairs)} photographs, {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, "
-        f"batch {o.BATCH_SIZE}, medians of {o.REPEATS}",
+        f"{describe_machine(device)}; {str(sides[1].precision).removeprefix('torch.')}, {len(pairs)} photographs, "
+        f"{o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, batch {o.BATCH_SIZE}, medians of {o.REPEATS}",
         "",
         "| what | plain loop | this repository | times better |",
         "|---|---|---|---|",

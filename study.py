@@ -13,10 +13,8 @@ import contextlib
 import io
 import math
 import multiprocessing
-import platform
 import random
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -29,10 +27,10 @@ import torch
 from torch import nn
 
 import train
-from benchmark import Curve, watched_run
+from benchmark import Curve, describe_machine, watched_run
 from errors import BadInput, run_script
 from losses import BCEDiceLoss
-from machine import count_cores
+from machine import choose_device
 from options import ConstantParser
 from prepare_data import FOLDERS, by_group
 from reading import find_pairs
@@ -144,13 +142,11 @@ def run_one(change: str, seed: int, o: Any) -> Curve:
 
 def table(results: dict[str, list[float]], o: Any) -> str:
     """The Dice of every change and seed in Markdown, with what each change costs or brings."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     seeds = o.SEEDS[: len(results["the recipe"])]
     lines = [
         f"Dice on {o.HELD_OUT_CARS} held-out cars after {o.NUM_EPOCHS} epochs at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, "
         f"{o.TRAIN_CARS or 'all other'} cars to learn from, {o.FEATURES} features. "
-        f"{device}, {count_cores()} cores, torch {torch.__version__}, commit {commit or 'unknown'}.",
+        f"{describe_machine(choose_device('auto'))}.",
         "The last column: the mean difference from the recipe over the seeds, with its standard error.",
         "",
         f"| change | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | against the recipe |",
