@@ -108,7 +108,8 @@ def make_transforms() -> tuple[A.Compose, A.Compose]:
 
 
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Muon for all. It moves each number of a bias or of BatchNorm by its rate, so these get a smaller one."""
+    """Muon for all parameters: at the full rate for convolutions, which it turns; at 3 % of it for biases and for
+    BatchNorm, whose numbers it moves by their rate each."""
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     return Muon([{"params": weights}, {"params": vectors, "lr": 0.03 * learning_rate}], learning_rate)
