@@ -25,12 +25,14 @@ from typing import Any
 import albumentations as A
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import train
 from benchmark import Curve, describe_machine, watched_run
 from errors import BadInput, run_script
 from losses import BCEDiceLoss
 from machine import choose_device
+from model import UNET
 from options import ConstantParser
 from prepare_data import FOLDERS, by_group
 from reading import find_pairs
@@ -79,6 +81,32 @@ def augmentation(*added: A.BasicTransform, without: str = "") -> Callable[[], tu
     return make_transforms
 
 
+def averaged_weights() -> dict[str, Any]:
+    """train.py's functions, with a moving average of the weights kept, over some ten steps, and scored."""
+
+    def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        averages.append(AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True))
+        optimizer = original(model, learning_rate)
+        optimizer.register_step_post_hook(lambda *_: averages[-1].update_parameters(model))
+        return optimizer
+
+    def check_accuracy(loader: Any, _: nn.Module, *rest: Any, **options: Any) -> dict[str, float]:
+        return score(loader, averages[-1].module, *rest, **options)
+
+    averages: list[AveragedModel] = []
+    original, score = train.make_optimizer, train.check_accuracy
+    return {"make_optimizer": make_optimizer, "check_accuracy": check_accuracy}
+
+
+def slow_statistics(**arguments: Any) -> nn.Module:
+    """The network with BatchNorm's averages taken over some 33 steps instead of 10."""
+    model = UNET(**arguments)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.03
+    return model
+
+
 # What is changed: options of train.py, and what takes the place of its names.
 CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "the recipe": ([], {}),
@@ -91,6 +119,10 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"make_optimizer": partial(adam, by_layer=False)},
     ),
     "all steps at full size": (["--HALF_SIZE_SHARE", "0"], {}),
+    "a quarter of the steps at half size": (["--HALF_SIZE_SHARE", "0.25"], {}),
+    "a learning rate that doesn't fall": ([], {"one_cycle": lambda progress: min(1, 0.04 + 5 * progress)}),
+    "averaged weights": ([], averaged_weights()),
+    "slower BatchNorm statistics": ([], {"UNET": slow_statistics}),
     "no more weight near outlines": ([], {"BCEDiceLoss": partial(BCEDiceLoss, border_weight=0)}),
     "no Dice in the loss": ([], {"BCEDiceLoss": CrossEntropyAlone}),
     "no HorizontalFlip": ([], {"make_transforms": augmentation(without="HorizontalFlip")}),
