@@ -21,7 +21,7 @@ from errors import BadInput, refuse
 from machine import count_cores, explaining, leave_signals_to_parent, writable_folder
 from reading import ONE_CLASS, Classes, Facts, Pair, Size, examine_pair
 
-VERSION = 3  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
+VERSION = 4  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
 SMALL = (16, 24)  # where the check alone needs the pixels: a JPEG decodes fastest at an eighth or less
 REMEDY = 'Give a CACHE_DIR that can be written, or "" for none'
@@ -32,11 +32,16 @@ class PairCache:
 
     def __init__(self, path: Path, size: Size) -> None:
         self.path, self.size = path, size
+        self._records: np.ndarray | None = None  # mapped on first use, by each process for itself
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_records": None}
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         pixels = self.size[0] * self.size[1]
-        record = np.memmap(self.path, np.uint8, "c", offset=index * 4 * pixels, shape=(4 * pixels,))
-        image, mask = np.split(np.asarray(record), [3 * pixels])
+        if self._records is None:
+            self._records = np.asarray(np.memmap(self.path, np.uint8, "r")).reshape(-1, 4 * pixels)
+        image, mask = np.split(self._records[index].copy(), [3 * pixels])
         return image.reshape(*self.size, 3), mask.reshape(self.size)
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from errors import BadInput, refuse
+from gif import read_sparse_gif
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 MASK_SUFFIXES = (
@@ -192,8 +193,8 @@ def _same(name: str) -> str:
 def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
     """A photograph as uint8 (H, W, 3), turned upright as its EXIF orientation says.
 
-    With `size`, it is scaled to (height, width) by averaging over areas. A JPEG is then decoded at the
-    smallest DCT scale that still covers `size`, which is several times faster than in full.
+    With `size`, it is scaled to (height, width) by averaging over areas. A JPEG is then decoded at the smallest
+    DCT scale that gives the same, to one gray level on average, which is several times faster than in full.
     """
     return read_with_size(path, size)[0]
 
@@ -214,7 +215,7 @@ def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE
     Of several classes, a palette is read by index and anything else by value, and with `size` a pixel is of the
     class, or of the ignored, that has the most of its area. Raises BadInput for a value that is neither.
     """
-    return _to_mask(_decode(path, _read_bytes(path)), path, size, classes)[0]
+    return _to_mask(_decode_mask(path, _read_bytes(path), classes), path, size, classes)[0]
 
 
 class Facts(NamedTuple):
@@ -239,8 +240,8 @@ def examine_pair(
     contents = [_read_bytes(path) for path in pair]
     if contents[0] == contents[1]:
         raise BadInput(pair[1], "byte for byte its photograph", "Put the mask in its place")
-    photograph, truth = _decode(pair[0], contents[0], size), _decode(pair[1], contents[1])
-    must_match(pair[1], truth.size, photograph.size, photograph.turned)
+    photograph, truth = _decode(pair[0], contents[0], size), _decode_mask(pair[1], contents[1], classes)
+    must_match(pair[1], truth.values.shape, photograph.size, photograph.turned)
     mask, *told = _to_mask(truth, pair[1], size, classes)
     digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
     return _to_image(photograph, pair[0], size), mask, Facts(photograph.size, *told, digest)
@@ -282,7 +283,9 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded
             turned = picture.getexif().get(0x0112, 1) in range(5, 9)  # these orientations swap the sides
             own = picture.size if turned else picture.size[::-1]
             lossy = picture.format in ("JPEG", "MPO")
-            drafted = size is not None and picture.draft(None, size if turned else size[::-1])
+            drafted = size is not None and picture.draft(
+                None, _reduced(picture.size, size if turned else size[::-1])
+            )
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             own = own if drafted else picture.size[::-1]  # a TIFF has turned itself
@@ -297,6 +300,18 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded
         raise BadInput(path, f"can't be read as a picture ({reason})", "Replace or remove it") from error
 
 
+def _reduced(own: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
+    """What to ask of a JPEG's decoder, which knows a half, a quarter and an eighth, for a picture to be scaled to
+    `wanted`: (width, height), as both are."""
+    for scale in (8, 4, 2):
+        whole = [-(-side // scale) for side in own]
+        covers = all(have >= want for have, want in zip(whole, wanted, strict=True))
+        # The two smaller ones, scaled once more, stray by over one gray level, unless whole pixels make one.
+        if covers and (scale == 2 or not any(have % want for have, want in zip(whole, wanted, strict=True))):
+            return max(1, own[0] // scale), max(1, own[1] // scale)
+    return own
+
+
 def _to_image(decoded: _Decoded, path: str | Path, size: Size | None) -> np.ndarray:
     picture = decoded.picture
     if picture.mode.startswith("I;16"):
@@ -306,55 +321,81 @@ def _to_image(decoded: _Decoded, path: str | Path, size: Size | None) -> np.ndar
     return np.array(_scaled(picture.convert("RGB"), size))
 
 
+class _Mask(NamedTuple):
+    values: np.ndarray  # uint8 (H, W), as they stand in the file: grays, or indices of the palette
+    palette: np.ndarray | None  # uint8 (colours, 3)
+    lossy: bool
+
+
+def _decode_mask(path: str | Path, data: bytes, classes: Classes) -> _Mask:
+    if sparse := read_sparse_gif(data):
+        return _Mask(*sparse, False)
+    decoded = _decode(path, data)
+    picture = decoded.picture
+    remedy = (
+        f"Save it with the numbers 0 to {classes.count - 1}" if classes.several else "Save it in black and white"
+    )
+    values = np.asarray(picture)
+    if picture.mode.startswith("I;16"):
+        if classes.several and values.max() > 255:
+            raise BadInput(path, "values of more than 8 bits", remedy)
+        values = values if values.max() <= 255 else values >> 8
+    elif picture.mode in ("LA", "RGB", "RGBA"):
+        values = values[..., : len(picture.mode.rstrip("A"))]
+        if (values != values[..., :1]).any():
+            raise BadInput(path, "a mask in colour", remedy)
+        values = np.ascontiguousarray(values[..., 0])
+    elif picture.mode not in ("1", "L", "P"):
+        raise BadInput(path, f"a mask with pixels of type {picture.mode}", "Save it with 8 bits")
+    palette = np.array(picture.getpalette("RGB")).reshape(-1, 3) if picture.mode == "P" else None
+    return _Mask(values.astype(np.uint8, copy=False), palette, decoded.lossy)
+
+
 def _to_mask(
-    decoded: _Decoded, path: str | Path, size: Size | None, classes: Classes
+    decoded: _Mask, path: str | Path, size: Size | None, classes: Classes
 ) -> tuple[np.ndarray, float, float, list[int]]:
     """The mask as `read_mask` has it, its share of foreground, the share of pixels between its two ends, and the
     classes that it holds."""
     if classes.several:
         return _to_classes(decoded, path, size, classes)
-    picture = _one_band(decoded.picture, path, "Save it in black and white")
-    levels = np.arange(256)
-    counts = _count_levels(picture)
-    if picture.mode == "P":
-        colours = np.array((picture.getpalette("RGB") + [0] * 768)[:768]).reshape(256, 3)
-        if (colours[counts > 0] == colours[counts > 0, :1]).all():  # grays
-            levels = colours[:, 0]
-    values = np.unique(levels[counts > 0])
-    ends = np.isin(levels, values[[0, -1]])
-    if not decoded.lossy and (1 < values[-1] < 128 or _has_classes(picture, levels, values)):
-        finding = f"values up to {values[-1]}, {len(values)} in all, where background is 0 and foreground 1 or 255"
+    counts = _count_values(decoded.values)
+    found = np.flatnonzero(counts)
+    grays = np.arange(256)
+    if decoded.palette is not None:
+        colours = np.zeros((256, 3), np.uint8)
+        colours[: len(decoded.palette)] = decoded.palette
+        if (colours[found] == colours[found, :1]).all():
+            grays = colours[:, 0].astype(int)
+    levels = np.unique(grays[found])
+    if not decoded.lossy and (1 < levels[-1] < 128 or _has_classes(decoded.values, grays, levels)):
+        finding = f"values up to {levels[-1]}, {len(levels)} in all, where background is 0 and foreground 1 or 255"
         raise BadInput(path, finding, "Save it in black and white, or give NUM_CLASSES for more classes")
-    foreground = levels >= (1 if values[-1] <= 1 else 128)
-    mask = _scaled(picture.point((foreground * 255).tolist(), "L"), size)
-    total = counts.sum()
-    shares = counts[foreground].sum() / total, counts[~ends].sum() / total
-    return (np.asarray(mask) >= 128).astype(np.uint8), *map(float, shares), []
+    in_front = grays >= (1 if levels[-1] <= 1 else 128)
+    between = ~np.isin(grays, levels[[0, -1]])
+    shares = [float(counts[some].sum() / counts.sum()) for some in (in_front, between)]
+    if found[-1] <= 1 and in_front[1] and not in_front[0]:
+        foreground = decoded.values.view(bool)  # as it is, to save the time
+    else:
+        foreground = in_front[decoded.values]
+    return (_areas(foreground, size) >= 128).astype(np.uint8), *shares, []
 
 
 def _to_classes(
-    decoded: _Decoded, path: str | Path, size: Size | None, classes: Classes
+    decoded: _Mask, path: str | Path, size: Size | None, classes: Classes
 ) -> tuple[np.ndarray, float, float, list[int]]:
     """What `_to_mask` gives, of a mask of several classes."""
     if decoded.lossy:
         raise BadInput(path, "a JPEG, which blurs numbers of classes into others", "Save it as PNG")
-    picture = decoded.picture
-    if picture.mode == "1":  # whose values are 0 and 1, where mode L makes 255 of 1
-        picture = Image.fromarray(np.asarray(picture).astype(np.uint8))
-    remedy = f"Save it with the numbers 0 to {classes.count - 1}"
-    if picture.mode.startswith("I;16") and np.asarray(picture).max() > 255:
-        raise BadInput(path, "values of more than 8 bits", remedy)
-    picture = _one_band(picture, path, remedy)
-    counts = _count_levels(picture)
+    counts = _count_values(decoded.values)
     found = np.flatnonzero(counts).tolist()
     if wrong := [value for value in found if value >= classes.count and value != classes.ignored]:
         finding = (
             f"the value {wrong[0]}, where classes are 0 to {classes.count - 1} and {classes.ignored} is ignored"
         )
         raise BadInput(path, finding, "Change the mask, NUM_CLASSES or IGNORE_INDEX")
-    mask, most = np.zeros((2, *(size or decoded.size)), np.uint8)
+    mask, most = np.zeros((2, *(size or decoded.values.shape)), np.uint8)
     for value in found:
-        area = np.asarray(_scaled(picture.point([255 * (level == value) for level in range(256)], "L"), size))
+        area = _areas(decoded.values == value, size)
         mask[area >= most] = value  # of equal ones the last, as foreground wins over background
         most = np.maximum(most, area)
     mask[mask == classes.ignored] = IGNORED
@@ -362,37 +403,37 @@ def _to_classes(
     return mask, float(foreground), 0.0, [value for value in found if value < classes.count]
 
 
-def _count_levels(picture: Image.Image) -> np.ndarray:
-    """The histogram of a picture of mode P or L. Most masks have two values, which numpy counts faster."""
-    pixels, counts = np.asarray(picture), np.zeros(256, np.int64)
-    for value in (pixels.min(), pixels.max()):
-        counts[value] = np.count_nonzero(pixels == value)
-    return counts if counts.sum() == pixels.size else np.array(picture.histogram())
+def _count_values(values: np.ndarray) -> np.ndarray:
+    """How many pixels have each of the 256 values. Most masks have two values, whose pixels are sooner counted."""
+    counts = np.zeros(256, np.int64)
+    low, high = values.min(), values.max()
+    counts[high] = np.count_nonzero(values if (low, high) == (0, 1) else values == high)
+    if low < high:
+        counts[low] = values.size - counts[high] if high - low == 1 else np.count_nonzero(values == low)
+    return counts if counts.sum() == values.size else np.bincount(values.ravel(), minlength=256)
 
 
-def _has_classes(picture: Image.Image, levels: np.ndarray, values: np.ndarray) -> bool:
-    """Whether values between the ends number classes: these are few and fill areas, while those along a soft edge
+def _has_classes(values: np.ndarray, grays: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether levels between the ends number classes: these are few and fill areas, while those along a soft edge
     are many, or have no pixel whose neighbours are all like it."""
-    if not 2 < len(values) <= MAX_CLASSES:
+    if not 2 < len(levels) <= MAX_CLASSES:
         return False
-    picture = picture.point(levels.tolist(), "L")
+    picture = Image.fromarray(grays.astype(np.uint8)[values])
     low, high = (np.asarray(picture.filter(f(3))) for f in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
-    return bool(np.isin(low[low == high], values[1:-1]).any())
+    return bool(np.isin(low[low == high], levels[1:-1]).any())
 
 
-def _one_band(picture: Image.Image, path: str | Path, remedy: str) -> Image.Image:
-    """A mask as a picture of mode P or L; `remedy` is what to do about one in colour."""
-    if picture.mode.startswith("I;16"):
-        pixels = np.asarray(picture)
-        return Image.fromarray((pixels if pixels.max() <= 255 else pixels >> 8).astype(np.uint8))
-    if picture.mode in ("LA", "RGB", "RGBA"):
-        first, *others = picture.split()[: len(picture.mode.rstrip("A"))]
-        if any(ImageChops.difference(first, other).getbbox() for other in others):
-            raise BadInput(path, "a mask in colour", remedy)
-        return first
-    if picture.mode not in ("1", "L", "P"):
-        raise BadInput(path, f"a mask with pixels of type {picture.mode}", "Save it with 8 bits")
-    return picture.convert("L") if picture.mode == "1" else picture
+def _areas(pixels: np.ndarray, size: Size | None) -> np.ndarray:
+    """The share of each pixel's area that is covered by true ones of `pixels`, bool (H, W), as 0 to 255: uint8 of
+    (height, width)."""
+    height, width = pixels.shape
+    rows, rest = divmod(height, size[0]) if size else (1, 0)
+    if rest or not 1 < rows < 256 or width < size[1]:
+        return np.asarray(_scaled(Image.fromarray(pixels.view(np.uint8) * np.uint8(255)), size))
+    # Whole rows that make one are added first, which leaves less for the rest to do.
+    sums = np.add.reduce(pixels.reshape(size[0], rows, width), 1, dtype=np.uint16)
+    picture = Image.fromarray(sums.astype(np.float32) * (255 / rows))
+    return (np.asarray(_scaled(picture, size)) + 0.5).astype(np.uint8)
 
 
 def _scaled(picture: Image.Image, size: Size | None) -> Image.Image:

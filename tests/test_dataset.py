@@ -134,18 +134,27 @@ def test_exif_orientation_is_applied_at_every_decoding_scale(tmp_path):
     assert small[:30].mean() > 250 and small[34:].mean() < 5
 
 
-def test_scaled_mask_covers_at_least_half_of_each_pixel(tmp_path):
+@pytest.mark.parametrize("size", [(20, 30), (60, 30), (15, 90), (30, 45), (25, 30), (20, 31), (59, 89), (1, 1)])
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (254, 255), (255, 0)])
+def test_scaled_mask_covers_at_least_half_of_each_pixel(tmp_path, size, values):
     rng = np.random.default_rng(0)
-    mask = rng.random((60, 90)) < 0.5
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    covered = mask.reshape(20, 3, 30, 3).mean((1, 3)) >= 0.5
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (20, 30)), covered)
+    picture = np.where(rng.random((60, 90)) < 0.5, *values).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png", size)
+    foreground = (picture >= (128 if picture.max() > 1 else 1)).astype(np.float32)
+    areas = np.asarray(Image.fromarray(foreground).resize(size[::-1], Image.Resampling.BOX))
+    clear = np.abs(areas - 0.5) > 0.005  # beyond the rounding to 8 bits
+    np.testing.assert_array_equal(mask[clear], (areas >= 0.5)[clear])
+    if 60 % size[0] == 0 and 90 % size[1] == 0:
+        areas = foreground.reshape(size[0], 60 // size[0], size[1], 90 // size[1]).mean((1, 3))
+        np.testing.assert_array_equal(mask, areas >= 0.5)
 
 
-def test_reduced_decoding_equals_full_decoding_and_area_averaging(carvana):
+@pytest.mark.parametrize("size", [(160, 240), (80, 120), (128, 192), (200, 300), (256, 256), (512, 768)])
+def test_reduced_decoding_equals_full_decoding_and_area_averaging(carvana, size):
     for path in sorted((carvana / "train_images").iterdir())[:3]:
-        full = Image.open(path).convert("RGB").resize((240, 160), Image.Resampling.BOX)
-        difference = np.abs(read_image(path, (160, 240)).astype(int) - np.asarray(full))
+        full = Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BOX)
+        difference = np.abs(read_image(path, size).astype(int) - np.asarray(full))
         assert difference.mean() <= 1
 
 
