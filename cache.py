@@ -152,6 +152,7 @@ def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None
     if not pairs:
         return []
     workers = min(count_cores(), len(pairs) // 16)  # a process is not worth starting for a few files
+    workers = 0 if workers == 1 else workers  # nor one alone
     loader = DataLoader(
         _Records(pairs, size, classes),
         batch_size=None,

@@ -1,6 +1,6 @@
 """Muon, an optimizer that needs far fewer steps than Adam."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,45 +28,68 @@ class Muon(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure() if closure else None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group["lr"], group["momentum"])
+            given = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if all(parameter.device.type == "cpu" for parameter in given):  # it likes one at a time, in its cache
+                together = [[parameter] for parameter in given]
+            else:  # a GPU likes few launches
+                together = [[p for p in given if p.ndim > 1], [p for p in given if p.ndim < 2]]
+            for parameters in filter(None, together):
+                self._move(parameters, group["lr"], group["momentum"])
         return loss
 
-    def _move(self, parameter: Tensor, rate: float, momentum: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        update = parameter.grad.lerp(average, momentum)  # Nesterov's
-        if update.ndim > 1:
-            columns = update.movedim(1, -1)  # their order doesn't matter; this one is channels_last's own
-            matrix = columns.flatten(1)
-            rows, inputs = matrix.shape
-            blocks = rows // BLOCK if rows % BLOCK == 0 else 1
-            update = orthogonalised(matrix.reshape(blocks, -1, inputs)).reshape(columns.shape).movedim(-1, 1)
-            rate *= max(1, rows / inputs) ** 0.5  # with more outputs than inputs, each still moves as far
-        else:
-            update = update.sign()
-        parameter.sub_(update, alpha=rate)
+    def _move(self, parameters: list[Tensor], rate: float, momentum: float) -> None:
+        averages = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            averages.append(state["momentum_buffer"])
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's
+        torch._foreach_sub_(parameters, directions(updates), alpha=rate)
 
 
-def orthogonalised(matrices: Tensor, steps: int = 3) -> Tensor:
-    """Matrices (..., m, n) with their singular vectors kept, and their singular values made about 1 (0.7 to 1.2)
-    where they weren't tiny beside the largest.
+def directions(updates: Sequence[Tensor]) -> list[Tensor]:
+    """Updates of weights with all their singular values made about 1, or those of vectors as their signs."""
+    if updates[0].ndim < 2:
+        return torch._foreach_sign(updates)
+    columns = [update.movedim(1, -1) for update in updates]  # channels_last's own order; any would do
+    matrices = []
+    for column in columns:
+        blocks = len(column) // BLOCK if len(column) % BLOCK == 0 else 1
+        matrices.append(column.reshape(blocks, len(column) // blocks, -1))
+    found = []
+    for column, turned in zip(columns, orthogonalised(matrices), strict=True):
+        ratio = len(column) ** 2 / column.numel()  # of outputs to inputs: with more, each moves as far
+        turned = turned * ratio**0.5 if ratio > 1 else turned
+        found.append(turned.reshape(column.shape).movedim(-1, 1))
+    return found
 
-    These are Newton and Schulz's iterations with Jordan's coefficients. They run on the Gram matrix (m, m), which
-    is far smaller than a convolution's weights.
+
+def orthogonalised(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:
+    """Stacks of matrices (B, m, n) with their singular vectors kept, and their singular values made about 1 (0.7 to
+    1.2) where they weren't tiny beside the largest.
+
+    These are Newton and Schulz's iterations with Jordan's coefficients. They run on the Gram matrices (m, m), which
+    are far smaller than a convolution's weights, and on all those of a size at once, which is what a GPU likes.
     """
-    if matrices.shape[-2] > matrices.shape[-1]:
-        return orthogonalised(matrices.mT, steps).mT
-    gram = matrices @ matrices.mT
-    norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-30)  # at least the largest value's square
-    gram /= norm
-    product = None
-    for _ in range(steps):
-        polynomial = -4.7750 * gram + 2.0315 * gram @ gram
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
-        product = polynomial if product is None else polynomial @ product
-        gram = polynomial @ gram @ polynomial
-    return (product / norm.sqrt()) @ matrices
+    wide = [stack.mT if stack.shape[1] > stack.shape[2] else stack for stack in matrices]
+    found = list(wide)
+    for size in {stack.shape[1] for stack in wide}:
+        numbers = [number for number, stack in enumerate(wide) if stack.shape[1] == size]
+        gram = torch.cat([wide[number] @ wide[number].mT for number in numbers])
+        norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-30)  # at least the largest value's square
+        gram /= norm
+        product = None
+        for _ in range(steps):
+            polynomial = -4.7750 * gram + 2.0315 * gram @ gram
+            polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+            product = polynomial if product is None else polynomial @ product
+            gram = polynomial @ gram @ polynomial
+        product /= norm.sqrt()
+        for number, factor in zip(numbers, product.split([len(wide[number]) for number in numbers]), strict=True):
+            found[number] = factor @ wide[number]
+    return [
+        turned if turned.shape == stack.shape else turned.mT for turned, stack in zip(found, matrices, strict=True)
+    ]

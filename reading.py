@@ -431,9 +431,9 @@ def _areas(pixels: np.ndarray, size: Size | None) -> np.ndarray:
     if rest or not 1 < rows < 256 or width < size[1]:
         return np.asarray(_scaled(Image.fromarray(pixels.view(np.uint8) * np.uint8(255)), size))
     # Whole rows that make one are added first, which leaves less for the rest to do.
-    sums = np.add.reduce(pixels.reshape(size[0], rows, width), 1, dtype=np.uint16)
-    picture = Image.fromarray(sums.astype(np.float32) * (255 / rows))
-    return (np.asarray(_scaled(picture, size)) + 0.5).astype(np.uint8)
+    sums = np.add.reduce(pixels.view(np.uint8).reshape(size[0], rows, width), 1, dtype=np.uint8)
+    areas = np.asarray(_scaled(Image.fromarray(sums.astype(np.float32)), size))
+    return (areas * (255 / rows) + 0.5).astype(np.uint8)
 
 
 def _scaled(picture: Image.Image, size: Size | None) -> Image.Image:
