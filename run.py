@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
 from curves import Curves
-from dataset import CarvanaDataset, EpochBatches
 from distributed import ALONE, Group
 from errors import BadInput, warn
 
@@ -40,25 +40,21 @@ class Run:
     def __init__(
         self,
         writer: CheckpointWriter,
-        dataset: CarvanaDataset,
-        batches: EpochBatches,
+        curves: Curves,
+        loader: DataLoader,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         scaler: torch.amp.GradScaler,
-        *,
-        curves: Curves,
-        model_arguments: dict[str, Any],
-        constants: dict[str, Any],
-        photographs: dict[str, Any],
-        save_minutes: float,
+        about: dict[str, Any],
         group: Group = ALONE,
     ) -> None:
-        self.writer, self.dataset, self.batches = writer, dataset, batches
+        """`about` is what a checkpoint tells beside the state: the script's constants, the arguments of the model
+        and which photographs it learns from."""
+        self.writer, self.curves, self.about, self.group = writer, curves, about, group
+        self.dataset, self.batches = loader.dataset, loader.batch_sampler
         self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
-        self.curves, self.model_arguments, self.constants = curves, model_arguments, constants
-        self.photographs, self.group = photographs, group
-        self.save_seconds = save_minutes * 60
+        self.save_seconds = about["constants"]["SAVE_MINUTES"] * 60
         self.epoch = self.step = 0
         self.losses: list[Tensor] = []  # of the epoch's steps, left on the device
         self.best_dice = -1.0
@@ -92,9 +88,7 @@ class Run:
                 "numpy": [kind, keys.tolist(), *rest],
             },
             "launch": self.group.launch,
-            "constants": self.constants,
-            "photographs": self.photographs,
-            "model": self.model_arguments,
+            **self.about,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
 
@@ -125,9 +119,10 @@ class Run:
 
     def _restore(self, state: dict[str, Any], name: str) -> None:
         load_checkpoint(state, self.model, self.optimizer, name=name)
-        if state.get("photographs", self.photographs) != self.photographs:
+        photographs = self.about["photographs"]
+        if state.get("photographs", photographs) != photographs:
             counts = "{train} to learn from and {val} to score on"
-            then, now = (counts.format(**some) for some in (state["photographs"], self.photographs))
+            then, now = (counts.format(**some) for some in (state["photographs"], photographs))
             finding = f"the photographs have changed since it was written: then {then}, now {now}"
             warn(name, finding, "The run goes on with the new ones")
         self.scheduler.load_state_dict(state["scheduler"])
@@ -144,7 +139,7 @@ class Run:
         random.setstate(generators["python"])
         np.random.set_state(tuple(generators["numpy"]))
         for name, value in state["constants"].items():
-            now = self.constants.get(name, value)
+            now = self.about["constants"].get(name, value)
             if now != value and name != "LOAD_MODEL":
                 print(f"{name} was {value!r} when this run began and is {now!r} now")
 
@@ -177,7 +172,7 @@ class Run:
         share_of_peak = self.scheduler.get_last_lr()[0] / self.scheduler.base_lrs[0]  # the same in all layers
         values = {
             "loss": self.group.mean(torch.stack(self.losses[before:])).mean().item(),
-            "learning_rate": self.constants["LEARNING_RATE"] * share_of_peak,
+            "learning_rate": self.about["constants"]["LEARNING_RATE"] * share_of_peak,
             "scale": self.scaler.get_scale(),
         }
         if steps := self.step - self.clock[0]:

@@ -10,9 +10,11 @@ Checkpoints, saved_images/index.html and `tensorboard --logdir runs` tell how it
 """
 
 import os
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
 
@@ -28,7 +30,7 @@ from tqdm import tqdm
 from checkpoint import CheckpointWriter
 from checks import check_run
 from curves import Curves
-from distributed import end_together, join
+from distributed import Group, end_together, join
 from errors import counted, run_script
 from losses import BCEDiceLoss, CEDiceLoss
 from machine import (
@@ -168,6 +170,38 @@ def train_fn(
     return total.item() / max(1, len(loop) - first_step)
 
 
+def load_photographs(
+    options: Namespace, classes: Classes, group: Group
+) -> tuple[DataLoader, DataLoader, dict[str, Any]]:
+    """Check all files, and return the loaders of those to learn from and to score on, and what a checkpoint notes
+    about them."""
+    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
+    with group.in_turn():
+        folders = sample_if_empty(folders, classes.count)
+    photographs = group.from_first(
+        lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR, classes)
+    )
+    with group.in_turn():
+        loaders = get_loaders(
+            *folders,
+            options.BATCH_SIZE,
+            *make_transforms(),
+            choose_num_workers(options.NUM_WORKERS, group.device, group.local_size),
+            options.PIN_MEMORY,
+            size=size,
+            cache_dir=options.CACHE_DIR,
+            seed=options.SEED,
+            min_steps=options.MIN_STEPS,
+            drop_last=True,
+            classes=classes,
+            group=group,
+        )
+    for folder, loader in zip(folders[::2], loaders, strict=True):
+        group.require_same(folder, loader.dataset.images)
+    return *loaders, photographs
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
@@ -181,65 +215,28 @@ def main(argv: list[str] | None = None) -> None:
     writer = CheckpointWriter(out_dir, writes=group.is_first)
     pictures_dir = writable_folder(out_dir / "saved_images")
     curves = Curves(writable_folder(out_dir / "runs"), vars(options), enabled=group.is_first)
-    with group.in_turn():
-        folders = sample_if_empty(
-            (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR),
-            options.NUM_CLASSES,
-        )
-    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-    photographs = group.from_first(
-        lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR, classes)
-    )
-    with group.in_turn():
-        train_loader, val_loader = get_loaders(
-            *folders,
-            options.BATCH_SIZE,
-            *make_transforms(),
-            choose_num_workers(options.NUM_WORKERS, device, group.local_size),
-            options.PIN_MEMORY,
-            size=size,
-            cache_dir=options.CACHE_DIR,
-            seed=options.SEED,
-            min_steps=options.MIN_STEPS,
-            drop_last=True,
-            classes=classes,
-            group=group,
-        )
 
-    for folder, loader in zip(folders[::2], (train_loader, val_loader), strict=True):
-        group.require_same(folder, loader.dataset.images)
+    train_loader, val_loader, photographs = load_photographs(options, classes, group)
+    batch_size = train_loader.batch_sampler.batch_size
 
     torch.manual_seed(options.SEED)
     model_arguments = {"in_channels": 3, "out_channels": options.NUM_CLASSES, "features": options.FEATURES}
     model = UNET(**model_arguments).to(device, memory_format=choose_memory_format(device, precision))
-    batch_size = train_loader.batch_sampler.batch_size
-    loss_fn = CEDiceLoss() if classes.several else BCEDiceLoss()
     smallest = 2 ** len(options.FEATURES)  # pixels a side
     shared_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
     if options.COMPILE:  # only now, so that it compiles for no image but the run's
         model.compile()
+    loss_fn = CEDiceLoss() if classes.several else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)
-    half_size_steps = round(options.HALF_SIZE_SHARE * total_steps) if min(size) >= 2 * smallest else 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total_steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    can_halve = min(options.IMAGE_HEIGHT, options.IMAGE_WIDTH) >= 2 * smallest
+    half_size_steps = round(options.HALF_SIZE_SHARE * total_steps) if can_halve else 0
 
     writer.check_room(model)
-    run = Run(
-        writer,
-        train_loader.dataset,
-        train_loader.batch_sampler,
-        model,
-        optimizer,
-        scheduler,
-        scaler,
-        curves=curves,
-        model_arguments=model_arguments,
-        constants=vars(options),
-        photographs=photographs,
-        save_minutes=options.SAVE_MINUTES,
-        group=group,
-    )
+    about = {"constants": vars(options), "model": model_arguments, "photographs": photographs}
+    run = Run(writer, curves, train_loader, model, optimizer, scheduler, scaler, about, group)
     if state := group.from_first(lambda: run.saved_state(options.LOAD_MODEL)):
         run.restore(state)
         print(f"{writer.latest}: going on after {counted(run.epoch, 'epoch')} and {counted(run.step, 'step')}")
@@ -255,7 +252,8 @@ def main(argv: list[str] | None = None) -> None:
         f"{batch_size} a step{group.shares(batch_size)}, {counted(len(train_loader), 'step')} an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )
-    with explaining(f"batches of {batch_size} images of {size[0]}x{size[1]}"), run, closing(curves):
+    shape = f"{options.IMAGE_HEIGHT}x{options.IMAGE_WIDTH}"
+    with explaining(f"batches of {batch_size} images of {shape}"), run, closing(curves):
         while run.epoch < options.NUM_EPOCHS:
             print(f"epoch {run.epoch + 1} of {options.NUM_EPOCHS}")
             train_fn(
