@@ -21,8 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import environment  # noqa: F401, before the libraries that it is about
 
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn

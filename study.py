@@ -22,6 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import environment  # noqa: F401, before the libraries that it is about
+
+# isort: split
 import albumentations as A
 import torch
 from torch import nn

@@ -9,15 +9,15 @@
 Checkpoints, saved_images/index.html and `tensorboard --logdir runs` tell how it went.
 """
 
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
+import environment  # noqa: F401, before the libraries that it is about
 
+# isort: split
 import albumentations as A
 import cv2
 import torch
