@@ -16,7 +16,7 @@ import multiprocessing
 import random
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -71,12 +71,14 @@ def adam(model: nn.Module, learning_rate: float, by_layer: bool = True) -> torch
     )
 
 
-def augmentation(*added: A.BasicTransform, without: str = "") -> Callable[[], tuple[A.Compose, A.Compose]]:
-    """train.py's transforms without those of a class, and with others before what makes a tensor of an image."""
+def augmentation(
+    *added: A.BasicTransform, without: Sequence[str] = ()
+) -> Callable[[], tuple[A.Compose, A.Compose]]:
+    """train.py's transforms without those of some classes, and with others before what makes a tensor of an image."""
 
     def make_transforms() -> tuple[A.Compose, A.Compose]:
         training, validation = original()
-        kept = [transform for transform in training.transforms if type(transform).__name__ != without]
+        kept = [transform for transform in training.transforms if type(transform).__name__ not in without]
         to_tensor = len(validation.transforms)
         return A.Compose([*kept[:-to_tensor], *added, *kept[-to_tensor:]]), validation
 
@@ -128,10 +130,18 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "slower BatchNorm statistics": ([], {"UNET": slow_statistics}),
     "no more weight near outlines": ([], {"BCEDiceLoss": partial(BCEDiceLoss, border_weight=0)}),
     "no Dice in the loss": ([], {"BCEDiceLoss": CrossEntropyAlone}),
-    "no HorizontalFlip": ([], {"make_transforms": augmentation(without="HorizontalFlip")}),
-    "no Affine": ([], {"make_transforms": augmentation(without="Affine")}),
-    "no RandomBrightnessContrast": ([], {"make_transforms": augmentation(without="RandomBrightnessContrast")}),
-    "no CoarseDropout": ([], {"make_transforms": augmentation(without="CoarseDropout")}),
+    "no augmentation": (
+        [],
+        {
+            "make_transforms": augmentation(
+                without=["HorizontalFlip", "Affine", "RandomBrightnessContrast", "CoarseDropout"]
+            )
+        },
+    ),
+    "no HorizontalFlip": ([], {"make_transforms": augmentation(without=["HorizontalFlip"])}),
+    "no Affine": ([], {"make_transforms": augmentation(without=["Affine"])}),
+    "no RandomBrightnessContrast": ([], {"make_transforms": augmentation(without=["RandomBrightnessContrast"])}),
+    "no CoarseDropout": ([], {"make_transforms": augmentation(without=["CoarseDropout"])}),
     "half the learning rate": (["--LEARNING_RATE", str(train.LEARNING_RATE / 2)], {}),
     "twice the learning rate": (["--LEARNING_RATE", str(train.LEARNING_RATE * 2)], {}),
     "batches of 4": (["--MIN_STEPS", "24"], {}),
