@@ -74,7 +74,7 @@ def adam(model: nn.Module, learning_rate: float, by_layer: bool = True) -> torch
 def augmentation(
     *added: A.BasicTransform, without: Sequence[str] = ()
 ) -> Callable[[], tuple[A.Compose, A.Compose]]:
-    """train.py's transforms without those of some classes, and with others before what makes a tensor of an image."""
+    """train.py's transforms without some, and with others before what makes a tensor of an image."""
 
     def make_transforms() -> tuple[A.Compose, A.Compose]:
         training, validation = original()
