@@ -171,13 +171,14 @@ def take_turns(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:
 def row(name: str, plain: list[float], ours: list[float], higher_is_better: bool = True) -> tuple[str, ...]:
     """A line of the table: name, both medians with their range, and how many times ours is better."""
 
-    def show(values: list[float]) -> str:
-        return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+    def show(value: float) -> str:
+        return np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")
 
+    cells = (f"{show(statistics.median(side))} ({show(min(side))} to {show(max(side))})" for side in (plain, ours))
     better, worse = statistics.median(ours), statistics.median(plain)
     if not higher_is_better:
         better, worse = worse, better
-    return name, show(plain), show(ours), f"{better / worse:.2f}" if math.isfinite(worse) else ""
+    return name, *cells, f"{better / worse:.2f}" if math.isfinite(worse) else ""
 
 
 def reading(pairs: list[Pair], o: Any) -> list[tuple[str, ...]]:
