@@ -307,9 +307,9 @@ def whole_epoch(sides: list[Side], o: Any, pairs: list[Pair]) -> list[tuple[str,
             for s, w in zip(2 * sides, workloads, strict=True)
         ]
         plain, ours, *steps = take_turns(o.REPEATS, *turns)
-    shares = (
-        [100 * own / statistics.median(step) for own in rates]
-        for rates, step in zip((plain, ours), steps, strict=True)
+    shares = (  # round by round, since a machine's speed drifts
+        [100 * own / step for own, step in zip(rates, synthetic_rates, strict=True)]
+        for rates, synthetic_rates in zip((plain, ours), steps, strict=True)
     )
     return [
         row(f"a whole epoch of {len(few)} photographs from disk: images/s", plain, ours),
