@@ -6,8 +6,10 @@ import io
 import os
 import re
 import stat
+import struct
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,6 +280,8 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded
             warnings.simplefilter("ignore")  # about odd tags, say, which change nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            if picture.format == "PNG":
+                _check_png(data)
             if picture.format != "MPO" and getattr(picture, "is_animated", False):  # an MPO is one shot, twice
                 raise BadInput(path, f"holds {picture.n_frames} pictures", "Save the one that counts by itself")
             turned = picture.getexif().get(0x0112, 1) in range(5, 9)  # these orientations swap the sides
@@ -298,6 +302,25 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded
     except Exception as error:  # broken files raise almost anything, from SyntaxError to struct.error
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise BadInput(path, f"can't be read as a picture ({reason})", "Replace or remove it") from error
+
+
+def _check_png(data: bytes) -> None:
+    """Raise a ValueError where the pixels of a PNG aren't those that were saved.
+
+    Pillow doesn't look at their checksums, and its `verify` refuses files that lack no more than an end marker, too.
+    """
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        saved = data[end : end + 4]
+        if (
+            kind == b"IDAT"
+            and len(saved) == 4
+            and zlib.crc32(data[place + 4 : end]) != int.from_bytes(saved, "big")
+        ):
+            raise ValueError("its pixels have changed since they were saved")
+        place = end + 4
 
 
 def _reduced(own: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:

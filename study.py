@@ -49,7 +49,7 @@ IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels
 FEATURES = [16, 32, 64, 128]  # channels of each level: a quarter of train.py's
 NUM_EPOCHS = 4  # passes over the training photographs
-ONLY = ""  # a part of the names of the changes to try
+ONLY = ""  # a part of the names of the changes to try; what none has lists them all
 OUT = ""  # a file for the table, in Markdown
 
 
@@ -210,6 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run every change with every seed, and print the table after each seed."""
     o = ConstantParser(globals()).parse_args(argv)
     changes = [change for change in CHANGES if change == "the recipe" or o.ONLY in change]
+    if o.ONLY and changes == ["the recipe"]:
+        raise BadInput("ONLY", f"no change has {o.ONLY!r} in its name", f"The changes are: {'; '.join(CHANGES)}")
     results: dict[str, list[float]] = {change: [] for change in changes}
     for seed in o.SEEDS:
         for change in changes:

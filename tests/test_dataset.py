@@ -112,6 +112,19 @@ def test_broken_files_are_named(tmp_path):
             read_image(tmp_path / "i/a.jpg", (16, 24))
 
 
+def test_a_png_whose_bytes_have_changed_is_named_and_not_read_as_another_mask(tmp_path):
+    y, x = np.mgrid[-1:1:200j, -1:1:300j]
+    Image.fromarray(((x**2 + y**2 < 0.5) * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    whole = (tmp_path / "mask.png").read_bytes()
+    first = whole.index(b"IDAT") + 4
+    for place in range(first, whole.index(b"IEND") - 8, 5):
+        data = bytearray(whole)
+        data[place] ^= 4
+        (tmp_path / "mask.png").write_bytes(data)
+        with pytest.raises(BadInput, match=r"mask\.png: can't be read as a picture"):
+            read_mask(tmp_path / "mask.png")
+
+
 def test_image_modes_become_rgb(tmp_path):
     gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
     expected = np.repeat(gray[..., None], 3, axis=2)

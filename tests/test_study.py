@@ -3,6 +3,7 @@
 import pytest
 
 import study
+from errors import BadInput
 
 
 def test_each_change_is_compared_with_the_recipe_on_the_same_cars(folders, tmp_path, capsys):
@@ -39,3 +40,8 @@ def test_the_cars_held_out_are_not_learned_from(folders, tmp_path):
         for folder in study.share_out(options, 1, tmp_path)
     )
     assert len(score) == len(learn) == 6 and not learn & score
+
+
+def test_a_word_that_no_change_has_is_refused_with_all_their_names():
+    with pytest.raises(BadInput, match="no change has 'nosuch' in its name. The changes are: the recipe; Adam"):
+        study.main(["--ONLY", "nosuch"])
