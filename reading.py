@@ -307,7 +307,7 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded
 def _check_png(data: bytes) -> None:
     """Raise a ValueError where the pixels of a PNG aren't those that were saved.
 
-    Pillow doesn't look at their checksums, and its `verify` refuses files that lack no more than an end marker, too.
+    Pillow passes over their checksums, and its `verify` also refuses files that lack no more than an end marker.
     """
     place = 8
     while place + 8 <= len(data):
