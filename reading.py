@@ -393,11 +393,14 @@ def _to_mask(
     if not decoded.lossy and (1 < levels[-1] < 128 or _has_classes(decoded.values, grays, levels)):
         finding = f"values up to {levels[-1]}, {len(levels)} in all, where background is 0 and foreground 1 or 255"
         raise BadInput(path, finding, "Save it in black and white, or give NUM_CLASSES for more classes")
-    in_front = grays >= (1 if levels[-1] <= 1 else 128)
+    limit = 1 if levels[-1] <= 1 else 128
+    in_front = grays >= limit
     between = ~np.isin(grays, levels[[0, -1]])
     shares = [float(counts[some].sum() / counts.sum()) for some in (in_front, between)]
     if found[-1] <= 1 and in_front[1] and not in_front[0]:
         foreground = decoded.values.view(bool)  # as it is, to save the time
+    elif decoded.palette is None:
+        foreground = decoded.values >= limit
     else:
         foreground = in_front[decoded.values]
     return (_areas(foreground, size) >= 128).astype(np.uint8), *shares, []
