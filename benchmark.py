@@ -1,8 +1,11 @@
 """Measure this repository against the plain tutorial loop, in one run on this machine.
 
+The plain loop is what the many copies of the tutorial do: two workers decode both files in full for every sample;
+Adam at 1e-4, cross-entropy, float16 on CUDA. It is written out below, with the same U-Net.
+
     python benchmark.py                                             # on the rendered sample set
     python benchmark.py --IMG_DIR photos/ --MASK_DIR masks/         # on true files
-    python benchmark.py --VAL_IMG_DIR v/ --VAL_MASK_DIR vm/ --TARGET_DICE 0.95    # and the time to a Dice
+    python benchmark.py --PARTS learning --TARGET_DICE 0.95         # how fast both learn
     python benchmark.py --OUT benchmarks/speed.md                   # also write the table into a file
 
 The two sides take turns after a warm-up; a figure is the median over REPEATS, with the lowest and the highest.
@@ -12,16 +15,21 @@ import math
 import multiprocessing
 import os
 import platform
-import shutil
+import re
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import environment  # noqa: F401, before the libraries that it is about
 
@@ -39,7 +47,7 @@ from tqdm import tqdm
 
 import train
 from dataset import CarvanaDataset
-from errors import run_script
+from errors import BadInput, run_script
 from losses import BCEDiceLoss
 from machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
 from model import UNET
@@ -51,18 +59,20 @@ from utils import check_accuracy, get_loaders
 
 IMG_DIR = "data/train_images/"  # photographs to read
 MASK_DIR = "data/train_masks/"  # their masks
-VAL_IMG_DIR = "data/val_images/"  # photographs to score on, for the time to a Dice
+VAL_IMG_DIR = "data/val_images/"  # photographs to score on, in learning
 VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net
 BATCH_SIZE = 4  # images per step; 64 and more suit a large GPU
 STEPS = 1  # steps per measurement on a synthetic batch; 50 and more suit a GPU
-EPOCH_IMAGES = 16  # photographs of the epoch from disk; 0 takes all, as suits a GPU
+EPOCH_IMAGES = 16  # photographs of the epoch from disk, repeated where there are fewer; 0 takes all, as suits a GPU
 REPEATS = 5  # measurements of each figure
-TARGET_DICE = 0.0  # the validation Dice whose time is taken; 0 leaves that part out
-EPOCHS = 4  # epochs of train.py for that
-PLAIN_EPOCHS = 12  # epochs of the plain loop for that
+PARTS = ["reading", "step", "epoch"]  # what to measure; learning is another part
+TARGET_DICE = 0.95  # in learning, the validation Dice whose time is taken
+EPOCHS = 4  # in learning, epochs of train.py
+PLAIN_EPOCHS = 12  # in learning, epochs of the plain loop; 0 leaves it out
+TRAIN_OPTIONS = ""  # in learning, more for train.py: --TRAIN_OPTIONS="--BATCH_SIZE 8 --COMPILE"
 DEVICE = "auto"  # cuda, mps or cpu
 OUT = ""  # a file for the table, in Markdown
 CURVE = ""  # a file for a picture of the validation Dice after each epoch
@@ -123,20 +133,35 @@ def plain_epoch(
         loop.set_postfix(loss=loss.item())
 
 
+def plain_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """The tutorial's."""
+    return torch.optim.Adam(model.parameters(), lr=1e-4)
+
+
 class Side:
     """A network with all that one side of the comparison trains it with."""
 
-    def __init__(self, plain: bool, device: torch.device, o: Any) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        o: Any,
+        *,
+        plain: bool = False,
+        precision: str = "auto",
+        layout: torch.memory_format | None = None,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        compile_mode: str = "",
+    ) -> None:
+        """The plain loop's, or train.py's, with what is given in the place of its own choices."""
         torch.manual_seed(0)
         self.plain, self.device = plain, device
-        self.precision = choose_precision("auto", device)
-        layout = torch.contiguous_format if plain else choose_memory_format(device, self.precision)
+        self.precision = choose_precision(precision, device)
+        layout = layout or (torch.contiguous_format if plain else choose_memory_format(device, self.precision))
         self.model = UNET(features=o.FEATURES).to(device, memory_format=layout)
-        self.optimizer = (
-            torch.optim.Adam(self.model.parameters(), lr=1e-4)
-            if plain
-            else make_optimizer(self.model, LEARNING_RATE)
-        )
+        if compile_mode:
+            self.model.compile(mode=compile_mode)
+        default = plain_optimizer if plain else partial(make_optimizer, learning_rate=LEARNING_RATE)
+        self.optimizer = (optimizer or default)(self.model)
         float16 = device.type == "cuda" if plain else self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=float16)
 
@@ -170,15 +195,19 @@ def take_turns(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:
 
 def row(name: str, plain: list[float], ours: list[float], higher_is_better: bool = True) -> tuple[str, ...]:
     """A line of the table: name, both medians with their range, and how many times ours is better."""
-
-    def show(value: float) -> str:
-        return np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")
-
-    cells = (f"{show(statistics.median(side))} ({show(min(side))} to {show(max(side))})" for side in (plain, ours))
     better, worse = statistics.median(ours), statistics.median(plain)
     if not higher_is_better:
         better, worse = worse, better
-    return name, *cells, f"{better / worse:.2f}" if math.isfinite(worse) else ""
+    return name, show(plain), show(ours), f"{better / worse:.2f}" if math.isfinite(worse) else ""
+
+
+def show(figures: list[float]) -> str:
+    """The median with the range; nothing for NaN, which stands for what was left out."""
+    low, middle, high = (
+        np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")
+        for value in (min(figures), statistics.median(figures), max(figures))
+    )
+    return "" if middle == "nan" else f"{middle} ({low} to {high})" if len(figures) > 1 else middle
 
 
 def reading(pairs: list[Pair], o: Any) -> list[tuple[str, ...]]:
@@ -253,9 +282,9 @@ def loaders(folder: Path, o: Any, device: torch.device, pairs: list[Pair]) -> tu
     return plain, ours
 
 
-def stepping(sides: list[Side], o: Any) -> list[tuple[str, ...]]:
+def stepping(o: Any, device: torch.device) -> list[tuple[str, ...]]:
     """Images a second of training steps on a synthetic batch, and the share of the matrix product's peak."""
-    device = sides[0].device
+    sides = [Side(device, o, plain=True), Side(device, o)]
     batches = [synthetic_batch(o, device)] * o.STEPS
     images = o.BATCH_SIZE * o.STEPS
     plain, ours = take_turns(o.REPEATS, *(lambda s=s: images / seconds(lambda: s.epoch(batches)) for s in sides))
@@ -291,17 +320,19 @@ def flop_per_image(o: Any) -> float:
     return counter.get_total_flops()
 
 
-def whole_epoch(sides: list[Side], o: Any, pairs: list[Pair]) -> list[tuple[str, ...]]:
+def whole_epoch(o: Any, device: torch.device, pairs: list[Pair]) -> list[tuple[str, ...]]:
     """Images a second of an epoch from files on disk; our cache is there from the warm-up on."""
+    sides = [Side(device, o, plain=True), Side(device, o)]
     with tempfile.TemporaryDirectory() as name:
         few = []
-        for image, mask in pairs[: o.EPOCH_IMAGES or None]:
-            few.append((Path(name, "images", image.name), Path(name, "masks", mask.name)))
-            for source, target in zip((image, mask), few[-1], strict=True):
+        for number, pair in zip(range(o.EPOCH_IMAGES or len(pairs)), cycle(pairs)):
+            image, mask = (f"{number}_{file.name}" for file in pair)
+            few.append((Path(name, "images", image), Path(name, "masks", mask)))
+            for source, target in zip(pair, few[-1], strict=True):
                 target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(source, target)
-        synthetic = [synthetic_batch(o, sides[0].device)] * (len(few) // o.BATCH_SIZE)
-        workloads = (*loaders(Path(name), o, sides[0].device, few), synthetic, synthetic)
+                target.symlink_to(source.absolute())
+        synthetic = [synthetic_batch(o, device)] * (len(few) // o.BATCH_SIZE)
+        workloads = (*loaders(Path(name), o, device, few), synthetic, synthetic)
         turns = [
             lambda s=s, w=w: len(few) / seconds(lambda: s.epoch(w))
             for s, w in zip(2 * sides, workloads, strict=True)
@@ -318,61 +349,87 @@ def whole_epoch(sides: list[Side], o: Any, pairs: list[Pair]) -> list[tuple[str,
 
 
 Curve = list[tuple[float, float]]  # after each epoch, seconds of training so far, scoring left out, and the Dice
+NOT_RUN: Final = (math.nan, math.nan)
 
 
-def watched_run(argv: list[str]) -> Curve:
-    """Run train.py's own `main` and note how it went."""
-    spent, curve = 0.0, []
-    train_fn, check_accuracy = train.train_fn, train.check_accuracy
+class Learning(NamedTuple):
+    """How a run of `python train.py` went, in seconds from its start."""
 
-    def timed(*args: Any, **kwargs: Any) -> float:
-        nonlocal spent
-        began = time.perf_counter()
-        loss = train_fn(*args, **kwargs)
-        spent += time.perf_counter() - began
-        return loss
-
-    def noted(*args: Any, **kwargs: Any) -> dict[str, float]:
-        scores = check_accuracy(*args, **kwargs)
-        curve.append((spent, scores["dice"]))
-        return scores
-
-    train.train_fn, train.check_accuracy = timed, noted
-    try:
-        train.main(argv)
-    finally:
-        train.train_fn, train.check_accuracy = train_fn, check_accuracy
-    return curve
+    first_step: float  # until the loss of the first step was shown
+    end: float
+    curve: Curve
 
 
-def learning(o: Any, device: torch.device, pairs: list[Pair]) -> tuple[Curve, Curve]:
-    """How the plain loop, with the tutorial's batches of 16, and train.py learn the same photographs."""
+def timed_training(argv: list[str]) -> Learning:
+    """Run train.py as its users do, and note when it says what. Raises BadInput where it fails."""
+    events = re.compile(r"epoch \d+ of |loss=|mean training loss|: dice (\d\.\d{4})")
+    text, place, began_epoch, spent, first_step, curve = "", 0, 0.0, 0.0, 0.0, []
+    began = time.perf_counter()
+    command = [sys.executable, "-u", train.__file__, *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while some := process.stdout.read1():
+            now = time.perf_counter() - began
+            text += some.decode(errors="replace")
+            for event in events.finditer(text, place):
+                place = event.end()
+                if event[0].startswith("epoch"):
+                    began_epoch = now
+                elif event[0] == "loss=":
+                    first_step = first_step or now
+                elif event[1]:
+                    curve.append((spent, float(event[1])))
+                else:
+                    spent += now - began_epoch
+    if process.returncode:
+        raise BadInput("train.py", f"ended with status {process.returncode}", f"It said: {text.strip()[-300:]!r}")
+    return Learning(first_step, now, curve)
+
+
+def plain_learning(o: Any, device: torch.device, pairs: list[Pair]) -> Curve:
+    """How the plain loop learns the photographs, with the tutorial's batches of 16."""
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     scored = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, make_transforms()[1], size=size)
-    side, plain, spent = Side(True, device, o), [], 0.0
+    side, curve, spent = Side(device, o, plain=True), [], 0.0
     loader = plain_loader(pairs, 16, size)
     for _ in range(o.PLAIN_EPOCHS):
         spent += seconds(lambda: side.epoch(loader))
-        plain.append((spent, check_accuracy(DataLoader(scored, 16), side.model, device)["dice"]))
+        curve.append((spent, check_accuracy(DataLoader(scored, 16), side.model, device)["dice"]))
+    return curve
+
+
+def our_learning(o: Any) -> Learning:
+    """How train.py learns the same photographs."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = ["--TRAIN_IMG_DIR", o.IMG_DIR, "--TRAIN_MASK_DIR", o.MASK_DIR]
-        argv += ["--VAL_IMG_DIR", o.VAL_IMG_DIR, "--VAL_MASK_DIR", o.VAL_MASK_DIR]
-        argv += ["--IMAGE_HEIGHT", str(o.IMAGE_HEIGHT), "--IMAGE_WIDTH", str(o.IMAGE_WIDTH), "--DEVICE", o.DEVICE]
-        argv += ["--FEATURES", *map(str, o.FEATURES), "--NUM_EPOCHS", str(o.EPOCHS), "--NUM_PICTURES", "0"]
-        ours = watched_run([*argv, "--OUT_DIR", folder, "--CACHE_DIR", f"{folder}/cache"])
-    return plain, ours
+        argv = ["--OUT_DIR", folder, "--CACHE_DIR", f"{folder}/cache", "--NUM_EPOCHS", str(o.EPOCHS)]
+        for name in ("IMAGE_HEIGHT", "IMAGE_WIDTH", "DEVICE"):
+            argv += [f"--{name}", str(getattr(o, name))]
+        for name in ("IMG_DIR", "MASK_DIR"):
+            argv += [f"--TRAIN_{name}", getattr(o, name), f"--VAL_{name}", getattr(o, f"VAL_{name}")]
+        return timed_training([*argv, "--FEATURES", *map(str, o.FEATURES), *shlex.split(o.TRAIN_OPTIONS)])
 
 
-def learning_rows(plain: Curve, ours: Curve, target: float) -> list[tuple[str, ...]]:
-    """The lines of the table about two curves: the time to a Dice, and where they end."""
-    times = [[next((spent for spent, dice in curve if dice >= target), math.inf)] for curve in (plain, ours)]
-    epochs = f"{len(plain)} epochs against {len(ours)}"
-    (plain_seconds, plain_dice), (our_seconds, our_dice) = plain[-1], ours[-1]
+def learning_rows(plain: Curve, ours: Learning, target: float) -> list[tuple[str, ...]]:
+    """The lines of the table about two runs: the time to a Dice, and where they end."""
+
+    def reached(curve: Curve) -> float:
+        never = math.inf if curve else math.nan
+        return next((spent for spent, dice in curve if dice >= target), never)
+
+    (plain_seconds, plain_dice), (our_seconds, our_dice) = plain[-1] if plain else NOT_RUN, ours.curve[-1]
+    epochs = f"{len(plain) or 'no'} epochs against {len(ours.curve)}"
+    to_target = f"seconds of training to a validation Dice of {target}"
     return [
-        row(f"seconds of training to a validation Dice of {target}", *times, higher_is_better=False),
+        row(to_target, [reached(plain)], [reached(ours.curve)], higher_is_better=False),
         row(f"seconds of training, {epochs}", [plain_seconds], [our_seconds], higher_is_better=False),
-        (f"validation Dice, {epochs}", f"{plain_dice:.4f}", f"{our_dice:.4f}", ""),
+        (f"validation Dice, {epochs}", f"{plain_dice:.4f}" if plain else "", f"{our_dice:.4f}", ""),
+        ("seconds of the whole command, scoring and pictures included", "", show([ours.end]), ""),
+        ("seconds until its first step is done", "", show([ours.first_step]), ""),
     ]
+
+
+def describe_curve(whose: str, curve: Curve) -> str:
+    """A line about the Dice after each epoch."""
+    return f"{whose}, validation Dice: " + ", ".join(f"{dice:.4f} after {spent:.1f} s" for spent, dice in curve)
 
 
 def draw_curves(plain: Curve, ours: Curve, name: str, path: str) -> None:
@@ -391,10 +448,15 @@ def draw_curves(plain: Curve, ours: Curve, name: str, path: str) -> None:
 
 
 def step_memory(plain: bool, o: Any) -> float:
-    """Peak memory of a training step in MB: of the GPU, or without one of this whole process."""
+    """Peak memory of a training step in MB."""
     device = choose_device(o.DEVICE)
-    side = Side(plain, device, o)
+    side = Side(device, o, plain=plain)
     side.epoch([synthetic_batch(o, device)] * 2)
+    return peak_memory(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory held so far, in MB: of the GPU, or without one by this whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     import resource  # not on Windows
@@ -402,10 +464,25 @@ def step_memory(plain: bool, o: Any) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns, called in a fresh process, so that no setting and no memory stays behind."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ends."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def memory(o: Any) -> list[tuple[str, ...]]:
     """Peak memory of a step, each side in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        plain, ours = (pool.apply(step_memory, (plain, o)) for plain in (True, False))
+    plain, ours = (apart(step_memory, plain, o) for plain in (True, False))
     return [row(f"peak memory of a step with batch {o.BATCH_SIZE}: MB", [plain], [ours], higher_is_better=False)]
 
 
@@ -462,27 +539,32 @@ def main(argv: list[str] | None = None) -> None:
         (o.IMG_DIR, o.MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR)
     )
     pairs = find_pairs(o.IMG_DIR, o.MASK_DIR)
-    rows = reading(pairs, o) + reading_with_workers(pairs, o, device)
-    rows += memory(o)
-    sides = [Side(True, device, o), Side(False, device, o)]
-    rows += stepping(sides, o)
-    rows += whole_epoch(sides, o, pairs)
-    if o.TARGET_DICE:
-        plain, ours = learning(o, device, pairs)
+    rows = []
+    if "reading" in o.PARTS:
+        rows += reading(pairs, o) + reading_with_workers(pairs, o, device)
+    if "step" in o.PARTS:
+        rows += memory(o) + stepping(o, device)
+    if "epoch" in o.PARTS:
+        rows += whole_epoch(o, device, pairs)
+    if "learning" in o.PARTS:
+        plain, ours = plain_learning(o, device, pairs) if o.PLAIN_EPOCHS else [], our_learning(o)
         rows += learning_rows(plain, ours, o.TARGET_DICE)
         if o.CURVE:
-            draw_curves(plain, ours, f"{len(pairs)} photographs at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}", o.CURVE)
+            draw_curves(plain, ours.curve, f"{len(pairs)} photographs at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}", o.CURVE)
 
+    precision = str(choose_precision("auto", device)).removeprefix("torch.")
     table = [
-        f"{describe_machine(device)}; {str(sides[1].precision).removeprefix('torch.')}, {len(pairs)} photographs, "
+        f"{describe_machine(device)}; {precision}, {len(pairs)} photographs, "
         f"{o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, batch {o.BATCH_SIZE}, medians of {o.REPEATS}",
         "",
         "| what | plain loop | this repository | times better |",
         "|---|---|---|---|",
         *("| " + " | ".join(line) + " |" for line in rows),
-        "",
-        largest_batches(o),
     ]
+    if "learning" in o.PARTS:
+        table += ["", describe_curve("plain loop", plain), "", describe_curve("this repository", ours.curve)]
+    if "step" in o.PARTS:
+        table += ["", largest_batches(o)]
     print("\n".join(table))
     if o.OUT:
         Path(o.OUT).write_text("\n".join(table) + "\n")

@@ -82,6 +82,7 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        reason = "no such device" if reason.startswith("Expected one of") else reason
         raise BadInput(f"DEVICE {name}", f"not to be had here ({reason})", 'Use "auto" or "cpu"') from error
     return device
 

@@ -132,6 +132,9 @@ def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, mo
     val = sum(len(groups[name]) for name in val_groups)
     print(f"{counted(sum(map(len, groups.values())) - val, 'photograph')} for training, {val} for validation")
     print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
+    if Path(out) != Path("data"):
+        options = (f"--{name.split('_')[0].upper()}_{'IMG' if 'im' in name else 'MASK'}_DIR" for name in FOLDERS)
+        print("python train.py", *(f"{o} {Path(out, name)}" for o, name in zip(options, FOLDERS, strict=True)))
 
 
 def _is_at(file: File, target: Path) -> bool:

@@ -43,6 +43,7 @@ NO_PICTURES = (
     (rb"\s*<(!doctype|html|\?xml)", "a web page or XML", "Download it again"),
     (rb"%!PS|%PDF|8BPS|SIMPLE  =", "a PostScript, PDF, Photoshop or FITS file", "Save it as JPEG or PNG"),
     (rb"....ftyp", "a HEIC, AVIF or film file", "Save it as JPEG or PNG"),
+    (rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP", "damaged or cut short", "Copy or download it again"),
     (rb"[\s -~]*\Z", "a text file", "Replace or remove it"),
     (rb"", f"none of {', '.join(FORMATS)}", "Save it as JPEG or PNG, or remove it"),
 )
@@ -362,12 +363,17 @@ def _decode_mask(path: str | Path, data: bytes, classes: Classes) -> _Mask:
     if picture.mode.startswith("I;16"):
         if classes.several and values.max() > 255:
             raise BadInput(path, "values of more than 8 bits", remedy)
+        if 255 < values.max() < 2**15:
+            raise BadInput(path, f"values up to {values.max()}, where white has {2**16 - 1}", remedy)
         values = values if values.max() <= 255 else values >> 8
     elif picture.mode in ("LA", "RGB", "RGBA"):
-        values = values[..., : len(picture.mode.rstrip("A"))]
+        channels = values
+        values = channels[..., : len(picture.mode.rstrip("A"))]
         if (values != values[..., :1]).any():
             raise BadInput(path, "a mask in colour", remedy)
         values = np.ascontiguousarray(values[..., 0])
+        if picture.mode.endswith("A") and values.min() == values.max() and np.ptp(channels[..., -1]):
+            raise BadInput(path, "of one colour, with its shape in the alpha channel", remedy)
     elif picture.mode not in ("1", "L", "P"):
         raise BadInput(path, f"a mask with pixels of type {picture.mode}", "Save it with 8 bits")
     palette = np.array(picture.getpalette("RGB")).reshape(-1, 3) if picture.mode == "P" else None
@@ -389,6 +395,9 @@ def _to_mask(
         colours[: len(decoded.palette)] = decoded.palette
         if (colours[found] == colours[found, :1]).all():
             grays = colours[:, 0].astype(int)
+        elif black := [number for number in found[1:] if found[0] == 0 and not colours[number].any()]:
+            finding = f"a palette in colour, whose black is number {black[0]}, where background is 0"
+            raise BadInput(path, finding, "Save it in black and white")
     levels = np.unique(grays[found])
     if not decoded.lossy and (1 < levels[-1] < 128 or _has_classes(decoded.values, grays, levels)):
         finding = f"values up to {levels[-1]}, {len(levels)} in all, where background is 0 and foreground 1 or 255"

@@ -1,6 +1,7 @@
-"""Which parts of the recipe earn their place: one change at a time, over several seeds, on held-out cars.
+"""Which parts of train.py's recipe earn their place: the optimizer, the schedule, the loss, the augmentation. One
+change at a time, over several seeds, on held-out cars.
 
-    python study.py                                                # a quarter of the FEATURES, hours on a CPU
+    python study.py                                                # a quarter of the FEATURES: an hour on two cores
     python study.py --ONLY outline --SEEDS 0                       # the recipe and the changes with this word
     python study.py --FEATURES 64 128 256 512 --TRAIN_CARS 0 --NUM_EPOCHS 3    # all photographs, on a GPU
 
@@ -12,12 +13,11 @@ their values.
 import contextlib
 import io
 import math
-import multiprocessing
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ import environment  # noqa: F401, before the libraries that it is about
 import albumentations as A
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import train
-from benchmark import Curve, describe_machine, watched_run
+from benchmark import Curve, apart, describe_machine
 from errors import BadInput, run_script
 from losses import BCEDiceLoss
 from machine import choose_device
@@ -103,6 +103,29 @@ def averaged_weights() -> dict[str, Any]:
     return {"make_optimizer": make_optimizer, "check_accuracy": check_accuracy}
 
 
+def measured_statistics() -> dict[str, Any]:
+    """train.py's functions, with BatchNorm's statistics measured before each score, on the training photographs."""
+
+    def train_fn(loader: Any, model: nn.Module, *rest: Any, **options: Any) -> float:
+        loss = original(loader, model, *rest, **options)
+        epoch = loader.batch_sampler.epoch
+        update_bn(loader, model)
+        loader.batch_sampler.epoch = epoch  # that pass was none
+        return loss
+
+    original = train.train_fn
+    return {"train_fn": train_fn}
+
+
+def initialised(**arguments: Any) -> nn.Module:
+    """The network with He's initialisation, where PyTorch's own has weights of a sixth of that variance."""
+    model = UNET(**arguments)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
 def slow_statistics(**arguments: Any) -> nn.Module:
     """The network with BatchNorm's averages taken over some 33 steps instead of 10."""
     model = UNET(**arguments)
@@ -128,6 +151,8 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "a learning rate that doesn't fall": ([], {"one_cycle": lambda progress: min(1, 0.04 + 5 * progress)}),
     "averaged weights": ([], averaged_weights()),
     "slower BatchNorm statistics": ([], {"UNET": slow_statistics}),
+    "BatchNorm statistics measured before each score": ([], measured_statistics()),
+    "He's initialisation": ([], {"UNET": initialised}),
     "no more weight near outlines": ([], {"BCEDiceLoss": partial(BCEDiceLoss, border_weight=0)}),
     "no Dice in the loss": ([], {"BCEDiceLoss": CrossEntropyAlone}),
     "no augmentation": (
@@ -168,6 +193,31 @@ def share_out(o: Any, seed: int, folder: Path) -> list[str]:
                 target.mkdir(exist_ok=True)
                 (target / file.name).symlink_to(file.absolute())
     return [str(folder) for folder in folders]
+
+
+def watched_run(argv: list[str]) -> Curve:
+    """Run train.py's own `main` and note how it went."""
+    spent, curve = 0.0, []
+    train_fn, check_accuracy = train.train_fn, train.check_accuracy
+
+    def timed(*args: Any, **kwargs: Any) -> float:
+        nonlocal spent
+        began = time.perf_counter()
+        loss = train_fn(*args, **kwargs)
+        spent += time.perf_counter() - began
+        return loss
+
+    def noted(*args: Any, **kwargs: Any) -> dict[str, float]:
+        scores = check_accuracy(*args, **kwargs)
+        curve.append((spent, scores["dice"]))
+        return scores
+
+    train.train_fn, train.check_accuracy = timed, noted
+    try:
+        train.main(argv)
+    finally:
+        train.train_fn, train.check_accuracy = train_fn, check_accuracy
+    return curve
 
 
 def run_one(change: str, seed: int, o: Any) -> Curve:
@@ -215,8 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     results: dict[str, list[float]] = {change: [] for change in changes}
     for seed in o.SEEDS:
         for change in changes:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # nothing changed in it yet
-                curve = pool.submit(run_one, change, seed, o).result()
+            curve = apart(run_one, change, seed, o)  # nothing is changed in a fresh process
             dice = [dice for _, dice in curve]
             results[change].append(dice[-1])
             print(f"seed {seed}, {change}: {' '.join(f'{d:.4f}' for d in dice)}, {curve[-1][0]:.0f} s", flush=True)

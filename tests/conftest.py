@@ -42,8 +42,8 @@ def folders(tmp_path: Path) -> list[str]:
     write_pairs(val, tmp_path / "in/val_masks", [f"{3:012x}_{view:02d}" for view in range(1, 6)])
     dirs = {"TRAIN_IMG_DIR": train, "TRAIN_MASK_DIR": tmp_path / "in/train_masks"}
     dirs |= {"VAL_IMG_DIR": val, "VAL_MASK_DIR": tmp_path / "in/val_masks"}
+    dirs |= {"CACHE_DIR": tmp_path / "cache", "DEVICE": "cpu"}  # runs that are compared must repeat bit for bit
     small = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--NUM_EPOCHS", "2"]
-    dirs["CACHE_DIR"] = tmp_path / "cache"
     return [word for name, value in dirs.items() for word in (f"--{name}", str(value))] + small
 
 

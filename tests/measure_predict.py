@@ -1,9 +1,9 @@
-"""Measure predict.py: its rate against the bare network's, its memory, and the masks that it encodes in a second.
+"""Measure predict.py: each stage by itself, whole runs from JPEG to PNG and to a line for Kaggle, and the memory.
 
     python tests/measure_predict.py photos/ masks/ --checkpoint best_checkpoint.pth.tar    # Linux only
 
-The two rates take turns, five times; a figure is the median. Processor time is given too: other work on the machine
-disturbs it less.
+Rates take turns, five times; a figure is the median. Processor time is given too: other work disturbs it less. The
+slowest stage is what bounds a whole run, whose stages work at the same time.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ sys.path[:0] = [str(Path(__file__).parent.parent)]
 import torch
 
 import predict
-from machine import count_cores
+import train
+from benchmark import synchronise
+from machine import autocast, count_cores
 from reading import find_pairs, read_mask
 from rle import encode
+
+KAGGLES = 100_064  # photographs of the competition's test set
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, float]:
@@ -67,26 +72,51 @@ def main() -> None:
     print(f"{rate:.0f} masks of {masks[0].shape[1]}x{masks[0].shape[0]} encoded in a second of one core")
 
     device = predict.choose_device()
+    workers = count_cores()
     model, size, _, precision = predict.load_network(options.checkpoint, device)
     network = partial(predict.predict_logits, model, flip=False, precision=precision)
-    images = torch.rand(predict.BATCH_SIZE, 3, *size)
+    read = partial(predict.read_item, size=size, transform=train.make_transforms()[1])
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(options.number)]
+    images = torch.rand(predict.BATCH_SIZE, 3, *size)
+    there = images.to(device)
     batches = -(-len(chosen) // predict.BATCH_SIZE)
-    bare, whole = [], []  # seconds an image, by the clock and of processor time
+    done = list(predict.predict_items([read(chosen[0])], 1, network))[0]
+
+    def in_threads(function: Callable[[Any], Any], items: list[Any]) -> None:
+        with ThreadPoolExecutor(workers) as pool:
+            list(predict.in_order(pool, function, items, predict.BATCH_SIZE + workers))
+
+    def whole(finish: Callable[[Any], Any]) -> None:
+        amounts = {"batch_size": predict.BATCH_SIZE, "workers": workers}
+        list(predict.predict_photographs(chosen, size, network, finish, **amounts))
+
+    def on_device() -> None:
+        with torch.inference_mode(), autocast(device, precision):
+            for _ in range(batches):
+                model(there)
+        synchronise(device)
+
     with tempfile.TemporaryDirectory() as out:
-        finish = partial(predict.finish_item, out=Path(out), overlay=False, threshold=0.0, submission=False)
-        arguments = {"batch_size": predict.BATCH_SIZE, "workers": count_cores()}
+        to_png, to_line = (
+            partial(predict.finish_item, out=folder, overlay=False, threshold=0.0, submission=not folder)
+            for folder in (Path(out), None)
+        )
+        turns = {
+            "reading": lambda: in_threads(read, chosen),
+            "the network, with nothing copied": on_device,
+            "the network, with copies to and from its device": lambda: [network(images) for _ in range(batches)],
+            "from logits to PNG": lambda: in_threads(to_png, [done] * len(chosen)),
+            "from logits to a line for Kaggle": lambda: in_threads(to_line, [done] * len(chosen)),
+            "from JPEG to PNG": lambda: whole(to_png),
+            "from JPEG to a line for Kaggle": lambda: whole(to_line),
+        }
         network(images)
-        for _ in range(5):
-            times = seconds(lambda: [network(images) for _ in range(batches)])
-            bare.append([time / batches / len(images) for time in times])
-            times = seconds(lambda: list(predict.predict_photographs(chosen, size, network, finish, **arguments)))
-            whole.append([time / len(chosen) for time in times])
-    bare, whole = ([statistics.median(times) for times in zip(*side, strict=True)] for side in (bare, whole))
-    print(
-        f"{1 / whole[0]:.2f} photographs a second from disk to PNG, {1 / bare[0]:.2f} by the bare network: "
-        f"{bare[0] / whole[0]:.1%} ({bare[1] / whole[1]:.1%} by processor time), on {device} at {size[0]}x{size[1]}"
-    )
+        rounds = [{name: seconds(work) for name, work in turns.items()} for _ in range(5)]
+    print(f"photographs a second, and ms of processor time each: {device}, {workers} threads, {size[0]}x{size[1]}")
+    for name in turns:
+        clock, worked = (statistics.median(times[name][i] for times in rounds) / len(chosen) for i in (0, 1))
+        hours = f"; {KAGGLES * clock / 3600:.1f} hours for all {KAGGLES:,}" if name.startswith("from JPEG") else ""
+        print(f"{name}: {1 / clock:.2f}; {1e3 * worked:.0f} ms{hours}")
 
     with tempfile.TemporaryDirectory() as folder:
         links = [Path(folder, f"{i:06d}{pairs[i % len(pairs)][0].suffix}") for i in range(max(options.memory))]

@@ -94,13 +94,23 @@ def test_every_way_to_write_a_mask(tmp_path, name, picture):
     np.testing.assert_array_equal(read_mask(tmp_path / name), MASK)
 
 
-def test_masks_with_other_meanings_are_refused(tmp_path):
-    Image.fromarray(MASK * 3).save(tmp_path / "classes.png")
-    with pytest.raises(BadInput, match=r"classes\.png: values up to 3"):
-        read_mask(tmp_path / "classes.png")
-    Image.fromarray(np.stack([MASK * 255, MASK * 0, MASK * 0], -1)).save(tmp_path / "red.png")
-    with pytest.raises(BadInput, match=r"red\.png: a mask in colour"):
-        read_mask(tmp_path / "red.png")
+@pytest.mark.parametrize(
+    "picture, finding",
+    [
+        (Image.fromarray(MASK * 3), "values up to 3, 2 in all"),
+        (Image.fromarray(MASK.astype(np.uint16) * 1000), "values up to 1000, where white has 65535"),
+        (Image.fromarray(np.stack([MASK * 255, MASK * 0, MASK * 0], -1)), "a mask in colour"),
+        (palette_mask(1 - MASK, [128, 0, 0, 0, 0, 0]), "a palette in colour, whose black is number 1"),
+        (
+            Image.fromarray(np.stack([MASK * 0, MASK * 255], -1)),
+            "of one colour, with its shape in the alpha",
+        ),
+    ],
+)
+def test_masks_with_other_meanings_are_refused(tmp_path, picture, finding):
+    picture.save(tmp_path / "mask.png")
+    with pytest.raises(BadInput, match=rf"mask\.png: {finding}"):
+        read_mask(tmp_path / "mask.png")
 
 
 def test_broken_files_are_named(tmp_path):
@@ -110,6 +120,10 @@ def test_broken_files_are_named(tmp_path):
         (tmp_path / "i/a.jpg").write_bytes(content)
         with pytest.raises(BadInput, match=r"a\.jpg: can't be read as a picture"):
             read_image(tmp_path / "i/a.jpg", (16, 24))
+    mask = tmp_path / "m/a_mask.gif"
+    mask.write_bytes(mask.read_bytes()[:12])
+    with pytest.raises(BadInput, match=r"a_mask\.gif: can't be read as a picture \(damaged or cut short\)"):
+        read_mask(mask)
 
 
 def test_a_png_whose_bytes_have_changed_is_named_and_not_read_as_another_mask(tmp_path):

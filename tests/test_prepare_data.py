@@ -22,12 +22,15 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_split_keeps_cars_whole(tmp_path):
+def test_split_keeps_cars_whole(tmp_path, capsys):
     cars = [f"{car:012x}" for car in range(10)]
     write_pairs(tmp_path / "i", tmp_path / "m", [f"{car}_{view:02d}" for car in cars for view in (1, 2, 3)], (8, 8))
     before = listing(tmp_path)
     prepare_data.main(["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(tmp_path / "data")])
     out = tmp_path / "data"
+    assert f"python train.py --TRAIN_IMG_DIR {out}/train_images --TRAIN_MASK_DIR {out}/train_masks " in (
+        capsys.readouterr().out
+    )
     train, val = names(out / "train_images"), names(out / "val_images")
     assert len(train) == 24 and len(val) == 6 and train | val == names(tmp_path / "i")
     assert not {name[:12] for name in train} & {name[:12] for name in val}
