@@ -211,7 +211,10 @@ def load_checkpoint(
     ]
     if differences:
         finding = f"made for another model: {'; '.join(differences[:3])} ({len(differences)} differences in all)"
-        raise BadInput(name, finding, "Give the FEATURES and NUM_CLASSES that it was made with")
+        remedy = "Give the FEATURES and NUM_CLASSES that it was made with"
+        if made := checkpoint.get("model"):
+            remedy += f": {' '.join(map(str, made['features']))} and {made['out_channels']}"
+        raise BadInput(name, finding, remedy)
     if not all_finite(weights):
         raise BadInput(name, "its weights are not finite", "Use an earlier one")
     if optimizer is not None:

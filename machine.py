@@ -34,6 +34,11 @@ LIMITS = (
         "the disk is full",
         "Make room; what was saved before is whole",
     ),
+    (
+        r"C\+\+ compiler|C compiler|triton installation",
+        "COMPILE finds no compiler",
+        "Install one (g++; on CUDA Triton, too), or leave COMPILE out",
+    ),
     (r"Too many open files", "too many open files", "Set NUM_WORKERS lower, or raise ulimit -n"),
 )
 

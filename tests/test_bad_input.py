@@ -665,7 +665,7 @@ CASES = [
         70,
         "E",
         "--LOAD_MODEL --FEATURES 4 6",
-        "my_checkpoint.pth.tar: made for another model: downs.1.conv.0.weight is",
+        "differences in all). Give the FEATURES and NUM_CLASSES that it was made with: 4 8 and 1.",
     ),
     E(
         71,

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,12 @@ def test_importing_train_does_nothing_visible(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_line(folders, tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+    environment = {**os.environ, "PATH": nowhere, "CXX": nowhere, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
+    command = [sys.executable, train.__file__, *folders, "--OUT_DIR", str(tmp_path / "out"), "--COMPILE"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "batches of 2 images of 32x48: COMPILE finds no compiler (" in done.stderr
