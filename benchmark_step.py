@@ -67,9 +67,14 @@ def try_algorithms() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def allow_tf32() -> None:
-    """Have float32 products and convolutions on CUDA round their factors to 10 bits."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+def round_no_convolution() -> None:
+    """Have convolutions of float32 on CUDA be just that: as torch comes, they round their factors to TF32."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def round_products() -> None:
+    """Have float32 matrix products on CUDA round their factors to 10 bits, too."""
+    torch.set_float32_matmul_precision("high")
 
 
 class Setting(NamedTuple):
@@ -85,14 +90,15 @@ SETTINGS: dict[str, Setting] = {
     "float16": Setting({"precision": "float16"}),
     "bfloat16": Setting({"precision": "bfloat16"}),
     "float32": Setting({"precision": "float32"}),
-    "float32 with TF32": Setting({"precision": "float32"}, allow_tf32),
-    "TF32 for Muon's products": Setting({}, allow_tf32),
+    "float32 without TF32": Setting({"precision": "float32"}, round_no_convolution),
+    "TF32 for Muon's products": Setting({}, round_products),
     "contiguous instead of channels_last": Setting({"layout": torch.contiguous_format}),
     "AdamW": Setting({"optimizer": adamw}),
     "AdamW, fused": Setting({"optimizer": partial(adamw, fused=True)}),
     "cudnn.benchmark": Setting({}, try_algorithms),
     "DETERMINISTIC": Setting({}, make_deterministic),
     "COMPILE": Setting({"compile_mode": "default"}),
+    "COMPILE, cudnn.benchmark": Setting({"compile_mode": "default"}, try_algorithms),
     "COMPILE, bfloat16": Setting({"compile_mode": "default", "precision": "bfloat16"}),
     "COMPILE with CUDA graphs (reduce-overhead)": Setting({"compile_mode": "reduce-overhead"}),
     "COMPILE, max-autotune without graphs": Setting({"compile_mode": "max-autotune-no-cudagraphs"}),
