@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 import train
 from dataset import CarvanaDataset
-from errors import BadInput, run_script
+from errors import BadInput, counted, run_script
 from losses import BCEDiceLoss
 from machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
 from model import UNET
@@ -112,7 +112,7 @@ def plain_transform(size: tuple[int, int]) -> A.Compose:
 def plain_loader(pairs: list[Pair], batch_size: int, size: tuple[int, int]) -> DataLoader:
     """The tutorial's."""
     dataset = PlainDataset(pairs, plain_transform(size))
-    return DataLoader(dataset, batch_size, shuffle=True, num_workers=2, pin_memory=True)
+    return DataLoader(dataset, batch_size, shuffle=True, num_workers=2, pin_memory=torch.cuda.is_available())
 
 
 def plain_epoch(
@@ -170,7 +170,8 @@ class Side:
         if self.plain:
             plain_epoch(loader, self.model, self.optimizer, self.scaler)
         else:
-            train_fn(loader, self.model, self.optimizer, BCEDiceLoss(), self.scaler, precision=self.precision)
+            options = {"precision": self.precision, "show_bar": sys.stderr.isatty()}  # as the plain loop's
+            train_fn(loader, self.model, self.optimizer, BCEDiceLoss(), self.scaler, **options)
         synchronise(self.device)
 
 
@@ -202,12 +203,14 @@ def row(name: str, plain: list[float], ours: list[float], higher_is_better: bool
 
 
 def show(figures: list[float]) -> str:
-    """The median with the range; nothing for NaN, which stands for what was left out."""
+    """The median with the range; nothing for a NaN, which stands for what was left out."""
     low, middle, high = (
         np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")
         for value in (min(figures), statistics.median(figures), max(figures))
     )
-    return "" if middle == "nan" else f"{middle} ({low} to {high})" if len(figures) > 1 else middle
+    if len(figures) > 1:
+        return f"{middle} ({low} to {high})"
+    return {"nan": "", "inf": "never"}.get(middle, middle)
 
 
 def reading(pairs: list[Pair], o: Any) -> list[tuple[str, ...]]:
@@ -416,7 +419,7 @@ def learning_rows(plain: Curve, ours: Learning, target: float) -> list[tuple[str
         return next((spent for spent, dice in curve if dice >= target), never)
 
     (plain_seconds, plain_dice), (our_seconds, our_dice) = plain[-1] if plain else NOT_RUN, ours.curve[-1]
-    epochs = f"{len(plain) or 'no'} epochs against {len(ours.curve)}"
+    epochs = f"{counted(len(plain), 'epoch')} against {len(ours.curve)}"
     to_target = f"seconds of training to a validation Dice of {target}"
     return [
         row(to_target, [reached(plain)], [reached(ours.curve)], higher_is_better=False),
@@ -442,6 +445,7 @@ def draw_curves(plain: Curve, ours: Curve, name: str, path: str) -> None:
         dice = [dice for _, dice in curve]
         axes.plot(range(1, 1 + len(dice)), dice, "o-", color=colour, label=f"{label} (last: {dice[-1]:.3f})")
     axes.set(xlabel=f"epochs, {name}", ylabel="validation Dice", xlim=(0.8, None), ylim=(0, 1.02))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(loc="center right")
     figure.savefig(path, dpi=110)
