@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -47,7 +46,7 @@ from tqdm import tqdm
 
 import train
 from dataset import CarvanaDataset
-from errors import BadInput, counted, run_script
+from errors import BadInput, counted, exit_on_sigterm, run_script
 from losses import BCEDiceLoss
 from machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
 from model import UNET
@@ -470,18 +469,13 @@ def peak_memory(device: torch.device) -> float:
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function` returns, called in a fresh process, so that no setting and no memory stays behind."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _end_with_parent() -> None:
-    """Have this process end when the one that started it does, however that ends."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=exit_on_sigterm) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BaseException:  # what ends this process ends that one, too
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def memory(o: Any) -> list[tuple[str, ...]]:
@@ -575,4 +569,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     run_script(main)

@@ -11,7 +11,7 @@ All on a synthetic batch, with train.py's own `train_fn`. Each setting has a pro
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -38,7 +38,7 @@ from benchmark import (
     synchronise,
     synthetic_batch,
 )
-from errors import BadInput, run_script
+from errors import BadInput, exit_on_sigterm, run_script
 from machine import choose_device, make_deterministic
 from options import ConstantParser
 
@@ -131,28 +131,26 @@ def measure(name: str, o: Any) -> Measured:
     return Measured(rates, peak_memory(device), first)
 
 
-def compare_settings(o: Any, names: list[str]) -> list[str]:
-    """A table of settings."""
+def compare_settings(o: Any, names: list[str]) -> Iterator[str]:
+    """The lines of a table of settings."""
     peak = apart(matrix_peak, choose_device(o.DEVICE))
     work = flop_per_image(o)
-    lines = [
-        f"| setting | images/s | times the first's | % of {peak / 1e12:.3g} TFLOP/s | peak MB | first step, s |",
-        "|---|---|---|---|---|---|",
-    ]
+    yield f"| setting | images/s | times the first's | % of {peak / 1e12:.3g} TFLOP/s | peak MB | first step, s |"
+    yield "|---|---|---|---|---|---|"
     reference = 0.0
     for name in names:
         found = apart(measure, name, o)
-        line = f"| {name} | {found.error} | | | | |"
-        if not found.error:
-            rate = statistics.median(found.rates)
-            reference = reference or rate
-            line = (
-                f"| {name} | {show(found.rates)} | {rate / reference:.2f} | {100 * rate * work / peak:.1f} | "
-                f"{found.memory:.0f} | {found.first:.1f} |"
-            )
-        print(line, flush=True)
-        lines.append(line)
-    return [*lines, "", "% of the rate of a large bfloat16 matrix product, measured in the same run."]
+        if found.error:
+            yield f"| {name} | {found.error} | | | | |"
+            continue
+        rate = statistics.median(found.rates)
+        reference = reference or rate
+        yield (
+            f"| {name} | {show(found.rates)} | {rate / reference:.2f} | {100 * rate * work / peak:.1f} | "
+            f"{found.memory:.0f} | {found.first:.1f} |"
+        )
+    yield ""
+    yield "The % are of a large bfloat16 matrix product's rate, measured in the same run."
 
 
 # The kinds of work in a step, and the operations that are of them, by a part of their names.
@@ -257,46 +255,54 @@ def largest(fits: Callable[[int], bool]) -> int:
     return below
 
 
-def find_largest_batch(o: Any) -> list[str]:
-    """A table of batches up to the largest that the GPU's memory holds."""
-    found: dict[int, Measured] = {}
+def find_largest_batch(o: Any) -> Iterator[str]:
+    """The lines of a table of batches up to the largest that the GPU's memory holds, and how larger ones ended."""
+    images, found = o.BATCH_SIZE * o.STEPS, {}
 
     def fits(batch_size: int) -> bool:
-        o.BATCH_SIZE = batch_size
+        o.BATCH_SIZE, o.STEPS = batch_size, max(1, images // batch_size)
         found[batch_size] = apart(measure, DEFAULT, o)
-        if found[batch_size].error and "OutOfMemory" not in found[batch_size].error:
-            raise BadInput(f"BATCH_SIZE {batch_size}", found[batch_size].error, "Look into that first")
         return not found[batch_size].error
 
     most = largest(fits)
-    lines = ["| batch | images/s | peak memory, MB |", "|---|---|---|"]
+    yield "| batch | images/s | peak MB |"
+    yield "|---|---|---|"
     for batch_size, one in sorted(found.items()):
-        if not one.error:
-            lines.append(f"| {batch_size} | {show(one.rates)} | {one.memory:.0f} |")
-    return [*lines, "", f"The largest batch that fits, to a sixteenth: {most}."]
+        yield f"| {batch_size} | {one.error or show(one.rates)} | {one.memory:.0f} |"
+    yield ""
+    yield f"The largest batch that fits, to a sixteenth: {most}."
+
+
+def measure_all(o: Any, names: list[str]) -> Iterator[str]:
+    """The lines of everything."""
+    device = choose_device(o.DEVICE)
+    size = f"{o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, batch {o.BATCH_SIZE}"
+    yield f"{describe_machine(device)}; {size}, medians of {o.REPEATS}"
+    yield ""
+    yield from compare_settings(o, names)
+    if not o.ONLY:
+        yield ""
+        yield from apart(find_bounds, o)
+        if device.type == "cuda":  # without one, memory has no such end
+            yield ""
+            yield from find_largest_batch(o)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print the tables, and write them where OUT says."""
+    """Measure, print the tables line by line, and write them where OUT says."""
     o = ConstantParser(globals()).parse_args(argv)
     names = [name for name in SETTINGS if name == DEFAULT or o.ONLY in name]
-    if o.ONLY and names == [DEFAULT]:
+    if not any(o.ONLY in name for name in SETTINGS):
         remedy = f"The settings are: {'; '.join(SETTINGS)}"
         raise BadInput("ONLY", f"no setting has {o.ONLY!r} in its name", remedy)
-    device = choose_device(o.DEVICE)
-    size = f"{o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, batch {o.BATCH_SIZE}"
-    heading = f"{describe_machine(device)}; {size}, medians of {o.REPEATS}"
-    print(heading, flush=True)
-    tables = [compare_settings(o, names)]
-    if not o.ONLY:
-        tables.append(apart(find_bounds, o))
-        if device.type == "cuda":  # without one, memory has no such end
-            tables.append(find_largest_batch(o))
-    text = "\n".join([heading, *("\n" + "\n".join(table) for table in tables)])
-    print("\n".join(("", *text.splitlines()[1:])))
+    lines = []
+    for line in measure_all(o, names):
+        print(line, flush=True)
+        lines.append(line)
     if o.OUT:
-        Path(o.OUT).write_text(text + "\n")
+        Path(o.OUT).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     run_script(main)

@@ -162,7 +162,8 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
     """
     path = Path(filename)
     if not path.exists():
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth.tar"))) or "none"
+        found = [*path.parent.glob("*.pth.tar"), *path.parent.glob("previous_runs/*/*.pth.tar")]
+        there = ", ".join(sorted(str(file.relative_to(path.parent)) for file in found)) or "none"
         raise BadInput(path, "no such checkpoint", f"Checkpoints in this folder: {there}")
     try:
         # torch.load does not look whether tensors' bytes are those that were saved; the archive's checksums tell.

@@ -98,7 +98,7 @@ WARNED = (
     Rule(
         lambda f: ((mask, f"{a.between:.1%}") for (_, mask), a in f.facts.items() if a.between),
         "values between black and white in {} of its pixels",
-        "They are cut at half; a PNG keeps edges sharp where a JPEG doesn't",
+        "They are cut at half: look whether the mask is meant so",
     ),
     Rule(
         lambda f: ((f.mask_dir, number) for number in f.missing()),

@@ -1,6 +1,7 @@
 """The one way to refuse bad input: raise BadInput anywhere, and the script ends with one line and status 2."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,11 @@ def warn(subject: str | Path, finding: str, remedy: str) -> None:
 def counted(number: int, noun: str) -> str:
     """`1 photograph`, `2 photographs`: a number in a sentence."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def exit_on_sigterm() -> None:
+    """Have SIGTERM end this process as tidily as Ctrl-C does, with status 143."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ COLOURS = [
     (153, 0, 102), (153, 0, 204), (102, 153, 255), (255, 204, 204), (153, 0, 0), (153, 204, 153),
 ]  # fmt: skip
 PALETTE = np.array([(0, 0, 0), *(COLOURS[k % len(COLOURS)] for k in range(IGNORED - 1)), (128, 128, 128)], np.uint8)
-INK, PAPER = (32, 32, 32), (255, 255, 255)
+INK, PAPER, FRAME = (32, 32, 32), (255, 255, 255), (200, 200, 200)
 GAP = 8  # pixels between panels
 LEGEND = 52  # pixels of width for a class of the legend
 STRIP_ROWS = 64  # of a mask that are made at a time, shared by classes
@@ -176,7 +176,9 @@ def draw_sheet(rows: list[Picture], path: Path) -> None:
             (photograph, _panel(row.truth), _panel(row.prediction), _error_panel(row, photograph))
         ):
             picture = Image.fromarray(panel).resize((width, height), Image.Resampling.BOX)  # enlarges in squares
-            sheet.paste(picture, (GAP + column * (width + GAP), top + line))
+            x, y = GAP + column * (width + GAP), top + line
+            sheet.paste(picture, (x, y))
+            draw.rectangle((x - 1, y - 1, x + width, y + height), outline=FRAME)  # for masks as white as the paper
     sheet.save(path)
 
 

@@ -10,7 +10,6 @@ The network sees a photograph at the size that it was trained at; its logits are
 
 import math
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 import train
 from checkpoint import load_checkpoint, plain_weights, read_checkpoint
-from errors import BadInput, counted, run_script
+from errors import BadInput, counted, exit_on_sigterm, run_script
 from machine import (
     autocast,
     choose_device,
@@ -309,5 +308,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that it tidies up, as on Ctrl-C
+    exit_on_sigterm()
     run_script(main)

@@ -133,8 +133,9 @@ def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, mo
     print(f"{counted(sum(map(len, groups.values())) - val, 'photograph')} for training, {val} for validation")
     print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
     if Path(out) != Path("data"):
-        options = (f"--{name.split('_')[0].upper()}_{'IMG' if 'im' in name else 'MASK'}_DIR" for name in FOLDERS)
-        print("python train.py", *(f"{o} {Path(out, name)}" for o, name in zip(options, FOLDERS, strict=True)))
+        options = zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), FOLDERS, strict=True)
+        words = (f"--{which}_DIR {Path(out, name)}" for which, name in options)
+        print("to train with them: python train.py", *words)
 
 
 def _is_at(file: File, target: Path) -> bool:

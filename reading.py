@@ -22,14 +22,7 @@ from errors import BadInput, refuse
 from gif import read_sparse_gif
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-MASK_SUFFIXES = (
-    "_mask.gif",
-    "_mask.png",
-    ".png",
-    ".gif",
-    "_mask.jpg",
-    ".jpg",
-)  # after the photograph's stem
+MASK_ENDINGS = (".gif", ".png", ".jpg", ".bmp", ".tif", ".tiff")  # after the photograph's stem, or that and _mask
 MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
@@ -109,7 +102,7 @@ def find_photographs(folder: str | Path) -> list[Path]:
 
 
 def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:
-    """Each photograph with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or another of MASK_SUFFIXES. Raises
+    """Each photograph with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or the like. Raises
     BadInput for a missing folder and for each photograph with no mask or with two."""
     pairs, bad, _ = _match(images, _listing(mask_dir)[0], mask_dir)
     refuse(bad)
@@ -142,15 +135,16 @@ def _match(
         masks.setdefault(_same(file.name), []).append(file)
     pairs, bad, used, names = [], [], set(images), {image.name for image in images}
     for image in images:
-        tried = [image.stem + suffix for suffix in MASK_SUFFIXES]
-        found = [file for name in tried for file in masks.get(_same(name), ()) if file != image]
+        names_tried = [image.stem + mark + ending for ending in MASK_ENDINGS for mark in ("_mask", "")]
+        found = [file for name in names_tried for file in masks.get(_same(name), ()) if file != image]
         used.update(found)
         unclear = [file.name for file in found if file.name in names] + [image.name] * image.stem.endswith("_mask")
         if unclear and os.path.samefile(image.parent, mask_dir):
             finding = f"holds masks and photographs, and {unclear[0]} could be either"
             raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
         if not found:
-            finding = f"no mask in {mask_dir}; tried {', '.join(tried)}"
+            tried = f"{image.stem}_mask and {image.stem}, ending in {' '.join(MASK_ENDINGS)}"
+            finding = f"no mask in {mask_dir}; tried {tried}"
             bad.append(BadInput(image, finding, "Add the mask, or take this file out of the folder"))
         elif len(found) > 1:
             bad.append(BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them"))

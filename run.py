@@ -221,7 +221,8 @@ class Run:
         """End the process as the signal of that number asks, when what was saved last is on the disk."""
         self.writer.wait()
         end_bars()
-        print(f"stopped in epoch {self.epoch + 1} after step {self.step}; give --LOAD_MODEL to go on from there")
+        place = f"epoch {self.epoch + 1} after step {self.step}"
+        print(f"stopped in {place}; the same command with --LOAD_MODEL goes on from there")
         raise SystemExit(128 + number)
 
     def check_losses(self) -> None:

@@ -32,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import train
 from benchmark import Curve, apart, describe_machine
-from errors import BadInput, run_script
+from errors import BadInput, exit_on_sigterm, run_script
 from losses import BCEDiceLoss
 from machine import choose_device
 from model import UNET
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run every change with every seed, and print the table after each seed."""
     o = ConstantParser(globals()).parse_args(argv)
     changes = [change for change in CHANGES if change == "the recipe" or o.ONLY in change]
-    if o.ONLY and changes == ["the recipe"]:
+    if not any(o.ONLY in change for change in CHANGES):
         raise BadInput("ONLY", f"no change has {o.ONLY!r} in its name", f"The changes are: {'; '.join(CHANGES)}")
     results: dict[str, list[float]] = {change: [] for change in changes}
     for seed in o.SEEDS:
@@ -275,4 +275,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     run_script(main)

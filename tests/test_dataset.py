@@ -61,7 +61,7 @@ def test_unpaired_photographs_are_refused_by_name(tmp_path):
         find_pairs(tmp_path / "i", tmp_path / "m")
     (tmp_path / "m/a.png").unlink()
     (tmp_path / "m/b_mask.gif").unlink()
-    with pytest.raises(BadInput, match=r"b\.jpg: no mask in .*tried b_mask\.gif, b_mask\.png, b\.png, b\.gif"):
+    with pytest.raises(BadInput, match=r"b\.jpg: no mask in .*tried b_mask and b, ending in \.gif \.png"):
         find_pairs(tmp_path / "i", tmp_path / "m")
 
 
