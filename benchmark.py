@@ -198,7 +198,7 @@ def row(name: str, plain: list[float], ours: list[float], higher_is_better: bool
     better, worse = statistics.median(ours), statistics.median(plain)
     if not higher_is_better:
         better, worse = worse, better
-    return name, show(plain), show(ours), f"{better / worse:.2f}" if math.isfinite(worse) else ""
+    return name, show(plain), show(ours), f"{better / worse:.2f}" if math.isfinite(better) and math.isfinite(worse) else ""
 
 
 def show(figures: list[float]) -> str:

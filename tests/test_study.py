@@ -1,6 +1,14 @@
 """The study of the recipe, small, with its real processes."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
+from test_resume import members
 
 import study
 from errors import BadInput
@@ -45,3 +53,23 @@ def test_the_cars_held_out_are_not_learned_from(folders, tmp_path):
 def test_a_word_that_no_change_has_is_refused_with_all_their_names():
     with pytest.raises(BadInput, match="no change has 'nosuch' in its name. The changes are: the recipe; Adam"):
         study.main(["--ONLY", "nosuch"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
+def test_sigterm_ends_its_run_too_and_leaves_nothing(folders, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    small = {"HELD_OUT_CARS": 1, "TRAIN_CARS": 1, "IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "NUM_EPOCHS": 500}
+    small |= {"IMG_DIR": folders[1], "MASK_DIR": folders[3]}
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    process = subprocess.Popen(
+        [sys.executable, study.__file__, "--FEATURES", "4", "8", *words],
+        env={**os.environ, "TMPDIR": str(scratch)},
+        start_new_session=True,
+    )
+    while not list(scratch.glob("*/my_checkpoint.pth.tar")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert members(process.pid) == [] and not list(scratch.iterdir())
