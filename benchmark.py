@@ -198,7 +198,8 @@ def row(name: str, plain: list[float], ours: list[float], higher_is_better: bool
     better, worse = statistics.median(ours), statistics.median(plain)
     if not higher_is_better:
         better, worse = worse, better
-    return name, show(plain), show(ours), f"{better / worse:.2f}" if math.isfinite(better) and math.isfinite(worse) else ""
+    ratio = f"{better / worse:.2f}" if math.isfinite(better) and math.isfinite(worse) else ""
+    return name, show(plain), show(ours), ratio
 
 
 def show(figures: list[float]) -> str:
