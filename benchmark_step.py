@@ -146,8 +146,8 @@ def compare_settings(o: Any, names: list[str]) -> Iterator[str]:
         rate = statistics.median(found.rates)
         reference = reference or rate
         yield (
-            f"| {name} | {show(found.rates)} | {rate / reference:.2f} | {100 * rate * work / peak:.1f} | "
-            f"{found.memory:.0f} | {found.first:.1f} |"
+            f"| {name} | {show(found.rates)} | {rate / reference:.2f} | {show([100 * rate * work / peak])} | "
+            f"{found.memory:.0f} | {show([found.first])} |"
         )
     yield ""
     yield "The % are of a large bfloat16 matrix product's rate, measured in the same run."
