@@ -80,7 +80,8 @@ def main() -> None:
     images = torch.rand(predict.BATCH_SIZE, 3, *size)
     there = images.to(device)
     batches = -(-len(chosen) // predict.BATCH_SIZE)
-    done = list(predict.predict_items([read(chosen[0])], 1, network))[0]
+    seen = next(predict.predict_items([read(chosen[0])], 1, network))
+    done = [seen._replace(path=Path(f"{number}.jpg")) for number in range(len(chosen))]  # each writes its own PNG
 
     def in_threads(function: Callable[[Any], Any], items: list[Any]) -> None:
         with ThreadPoolExecutor(workers) as pool:
@@ -105,8 +106,8 @@ def main() -> None:
             "reading": lambda: in_threads(read, chosen),
             "the network, with nothing copied": on_device,
             "the network, with copies to and from its device": lambda: [network(images) for _ in range(batches)],
-            "from logits to PNG": lambda: in_threads(to_png, [done] * len(chosen)),
-            "from logits to a line for Kaggle": lambda: in_threads(to_line, [done] * len(chosen)),
+            "from logits to PNG": lambda: in_threads(to_png, done),
+            "from logits to a line for Kaggle": lambda: in_threads(to_line, done),
             "from JPEG to PNG": lambda: whole(to_png),
             "from JPEG to a line for Kaggle": lambda: whole(to_line),
         }
