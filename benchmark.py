@@ -432,7 +432,8 @@ def learning_rows(plain: Curve, ours: Learning, target: float) -> list[tuple[str
 
 def describe_curve(whose: str, curve: Curve) -> str:
     """A line about the Dice after each epoch."""
-    return f"{whose}, validation Dice: " + ", ".join(f"{dice:.4f} after {spent:.1f} s" for spent, dice in curve)
+    epochs = (f"{dice:.4f} after {spent:.1f} s" for spent, dice in curve)
+    return f"{whose}, validation Dice: {', '.join(epochs) or 'not run'}"
 
 
 def draw_curves(plain: Curve, ours: Curve, name: str, path: str) -> None:
@@ -442,6 +443,8 @@ def draw_curves(plain: Curve, ours: Curve, name: str, path: str) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for curve, label, colour in ((plain, "plain tutorial loop", "#999999"), (ours, "this repository", "#0072b2")):
+        if not curve:
+            continue
         dice = [dice for _, dice in curve]
         axes.plot(range(1, 1 + len(dice)), dice, "o-", color=colour, label=f"{label} (last: {dice[-1]:.3f})")
     axes.set(xlabel=f"epochs, {name}", ylabel="validation Dice", xlim=(0.8, None), ylim=(0, 1.02))

@@ -60,6 +60,8 @@ def test_learning_is_timed_from_the_commands_start(folders, tmp_path):
         assert picture.width > 500 and (0, 0x72, 0xB2) in {
             colour for _, colour in picture.convert("RGB").getcolors(2**24)
         }
+    measure(folders, "--PARTS", "learning", EPOCHS=1, PLAIN_EPOCHS=0, OUT=out, CURVE=curve)
+    assert "plain loop, validation Dice: not run" in out.read_text() and curve.exists()
     with pytest.raises(BadInput, match=r"train.py: ended with status 2. It said: .*no such option"):
         measure(folders, "--PARTS", "learning", "--TRAIN_OPTIONS=--NOSUCH 1", PLAIN_EPOCHS=0)
 
