@@ -30,7 +30,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import environment  # noqa: F401, before the libraries that it is about
+from support import environment  # noqa: F401, before the libraries that it is about
 
 # isort: split
 import albumentations as A
@@ -46,13 +46,13 @@ from tqdm import tqdm
 
 import train
 from dataset import CarvanaDataset
-from errors import BadInput, counted, exit_on_sigterm, run_script
 from losses import BCEDiceLoss
-from machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
 from model import UNET
-from options import ConstantParser
 from prepare_data import sample_if_empty
-from reading import Pair, find_pairs
+from support.errors import BadInput, counted, exit_on_sigterm, run_script
+from support.machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
+from support.options import ConstantParser
+from support.reading import Pair, find_pairs
 from train import LEARNING_RATE, make_optimizer, make_transforms, train_fn
 from utils import check_accuracy, get_loaders
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import environment  # noqa: F401, before the libraries that it is about
+from support import environment  # noqa: F401, before the libraries that it is about
 
 # isort: split
 import torch
@@ -38,9 +38,9 @@ from benchmark import (
     synchronise,
     synthetic_batch,
 )
-from errors import BadInput, exit_on_sigterm, run_script
-from machine import choose_device, make_deterministic
-from options import ConstantParser
+from support.errors import BadInput, exit_on_sigterm, run_script
+from support.machine import choose_device, make_deterministic
+from support.options import ConstantParser
 
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cache import PairCache, open_cache
-from reading import ONE_CLASS, Classes, Size, find_pairs, read_pair
+from support.cache import PairCache, open_cache
+from support.reading import ONE_CLASS, Classes, Size, find_pairs, read_pair
 
 
 class CarvanaDataset(Dataset):

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import environment  # noqa: F401, before the libraries that it is about
+from support import environment  # noqa: F401, before the libraries that it is about
 
 # isort: split
 import numpy as np
@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import train
-from checkpoint import load_checkpoint, plain_weights, read_checkpoint
-from errors import BadInput, counted, exit_on_sigterm, run_script
-from machine import (
+from model import UNET, unet_arguments
+from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint
+from support.errors import BadInput, counted, exit_on_sigterm, run_script
+from support.machine import (
     autocast,
     choose_device,
     choose_memory_format,
@@ -40,10 +41,9 @@ from machine import (
     give_memory_back,
     writable_folder,
 )
-from model import UNET, unet_arguments
-from options import ConstantParser
-from pictures import draw_overlay, save_mask, scale_to_mask
-from reading import (
+from support.options import ConstantParser
+from support.pictures import draw_overlay, save_mask, scale_to_mask
+from support.reading import (
     ONE_CLASS,
     Classes,
     Size,
@@ -54,7 +54,7 @@ from reading import (
     read_with_size,
     with_masks,
 )
-from rle import CARVANA_SIZE, encode, submission_rows
+from support.rle import CARVANA_SIZE, encode, submission_rows
 from utils import count_classes, describe, image_scores, overall_scores
 
 CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size, classes and precision

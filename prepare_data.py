@@ -17,10 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from carvana import TUTORIAL_CARS, Member, find_carvana
-from errors import BadInput, counted, run_script
-from options import OptionParser
-from reading import CARVANA_NAME, Classes, find_pairs
+from support.carvana import TUTORIAL_CARS, Member, find_carvana
+from support.errors import BadInput, counted, run_script
+from support.options import OptionParser
+from support.reading import CARVANA_NAME, Classes, find_pairs
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
@@ -41,7 +41,7 @@ def sample_if_empty(dirs: Sequence[str], num_classes: int = 1) -> Sequence[str]:
     folder = SAMPLE_DIR if num_classes == 1 else Path(f"{SAMPLE_DIR}_{num_classes}_classes")
     print(f"{dirs[0].rstrip('/')} is empty: training on rendered cars in {folder} instead (see README.md)")
     if not _entries(folder):
-        from sample import make_sample
+        from support.sample import make_sample
 
         make_sample(folder, num_classes=num_classes)
     return [str(folder / name) for name in FOLDERS]
@@ -171,7 +171,6 @@ def main(argv: list[str] | None = None) -> None:
         "--train_cars", type=int, default=6, help="cars to train on, 16 views each (default: %(default)s)"
     )
     command.add_argument("--val_cars", type=int, default=2, help="cars to score on (default: %(default)s)")
-
     command.add_argument(
         "--num_classes", type=int, default=1, choices=(1, 2, 3, 4), help="3 tells wheels apart, 4 windows, too"
     )
@@ -210,11 +209,11 @@ def main(argv: list[str] | None = None) -> None:
 
     command = options.pop("command")
     if command == "sample":
-        from sample import make_sample
+        from support.sample import make_sample
 
         make_sample(options.pop("out"), **options)
     elif command == "check":
-        from checks import check_folder  # with torch, which the other commands do without
+        from support.checks import check_folder  # with torch, which the other commands do without
 
         classes = Classes(options["num_classes"], options["ignore_index"])
         check_folder(options["images"], options["masks"], options["cache_dir"], classes)

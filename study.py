@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import environment  # noqa: F401, before the libraries that it is about
+from support import environment  # noqa: F401, before the libraries that it is about
 
 # isort: split
 import albumentations as A
@@ -32,13 +32,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import train
 from benchmark import Curve, apart, describe_machine
-from errors import BadInput, exit_on_sigterm, run_script
 from losses import BCEDiceLoss
-from machine import choose_device
 from model import UNET
-from options import ConstantParser
 from prepare_data import FOLDERS, by_group
-from reading import find_pairs
+from support.errors import BadInput, exit_on_sigterm, run_script
+from support.machine import choose_device
+from support.options import ConstantParser
+from support.reading import find_pairs
 
 IMG_DIR = "data/train_images/"  # photographs of the cars to share out
 MASK_DIR = "data/train_masks/"  # their masks

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import environment  # noqa: F401, before the libraries that it is about
+from support import environment  # noqa: F401, before the libraries that it is about
 
 # isort: split
 import albumentations as A
@@ -27,13 +27,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoint import CheckpointWriter
-from checks import check_run
-from curves import Curves
-from distributed import Group, end_together, join
-from errors import counted, run_script
 from losses import BCEDiceLoss, CEDiceLoss
-from machine import (
+from model import UNET
+from muon import Muon
+from prepare_data import sample_if_empty
+from support.checkpoint import CheckpointWriter
+from support.checks import check_run
+from support.curves import Curves
+from support.distributed import Group, end_together, join
+from support.errors import counted, run_script
+from support.machine import (
     autocast,
     choose_memory_format,
     choose_num_workers,
@@ -42,13 +45,10 @@ from machine import (
     make_deterministic,
     writable_folder,
 )
-from model import UNET
-from muon import Muon
-from options import ConstantParser
-from page import update_page
-from prepare_data import sample_if_empty
-from reading import Classes
-from run import Run
+from support.options import ConstantParser
+from support.page import update_page
+from support.reading import Classes
+from support.run import Run
 from utils import (
     check_accuracy,
     get_loaders,

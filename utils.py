@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from checkpoint import load_checkpoint as load_checkpoint
-from checkpoint import save_checkpoint as save_checkpoint
 from dataset import CarvanaDataset, EpochBatches
-from distributed import ALONE, Group
-from errors import BadInput, counted
-from machine import autocast, end_workers_at_exit, leave_signals_to_parent
-from pictures import Picture, draw_sheet, save_mask
-from reading import IGNORED, ONE_CLASS, Classes, Size
+from support.checkpoint import load_checkpoint as load_checkpoint
+from support.checkpoint import save_checkpoint as save_checkpoint
+from support.distributed import ALONE, Group
+from support.errors import BadInput, counted
+from support.machine import autocast, end_workers_at_exit, leave_signals_to_parent
+from support.pictures import Picture, draw_sheet, save_mask
+from support.reading import IGNORED, ONE_CLASS, Classes, Size
 
 
 def one_cycle(progress: float) -> float:

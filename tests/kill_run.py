@@ -26,9 +26,9 @@ import torch
 import torch.utils.tensorboard  # noqa: F401  here, so that not every child has to
 from conftest import write_pairs
 
-import checkpoint
 import train
-from errors import BadInput
+from support import checkpoint
+from support.errors import BadInput
 
 PHASES = ["starting", "training", "writing", "syncing", "verifying", "renaming", "finished"]
 

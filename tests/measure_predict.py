@@ -26,9 +26,9 @@ import torch
 import predict
 import train
 from benchmark import synchronise
-from machine import autocast, count_cores
-from reading import find_pairs, read_mask
-from rle import encode
+from support.machine import autocast, count_cores
+from support.reading import find_pairs, read_mask
+from support.rle import encode
 
 KAGGLES = 100_064  # photographs of the competition's test set
 

@@ -32,12 +32,12 @@ from PIL import Image
 
 import prepare_data
 import train
-from checkpoint import CheckpointWriter
-from errors import BadInput, run_script
 from losses import BCEDiceLoss
 from model import UNET
-from reading import read_image, read_mask
-from run import Run
+from support.checkpoint import CheckpointWriter
+from support.errors import BadInput, run_script
+from support.reading import read_image, read_mask
+from support.run import Run
 
 ROOT = Path(__file__).parent.parent
 COVERED = {

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 import benchmark
-from errors import BadInput
+from support.errors import BadInput
 
 
 def measure(folders: list[str], *more: str, **options: object) -> None:

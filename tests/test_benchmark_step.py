@@ -3,7 +3,7 @@
 import pytest
 
 import benchmark_step
-from errors import BadInput
+from support.errors import BadInput
 
 SMALL = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--REPEATS", "2", "--DEVICE", "cpu"]
 

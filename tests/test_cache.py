@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import write_pairs
 
-import cache
 from dataset import CarvanaDataset
-from errors import BadInput
-from reading import read_mask
+from support import cache
+from support.errors import BadInput
+from support.reading import read_mask
 
 SIZE = (16, 24)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import CheckpointWriter, load_checkpoint, lock_folder, read_checkpoint, save_checkpoint
-from errors import BadInput
 from model import UNET
+from support.checkpoint import CheckpointWriter, load_checkpoint, lock_folder, read_checkpoint, save_checkpoint
+from support.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
 STATE = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3}
@@ -170,7 +170,7 @@ def test_a_folder_has_one_run_at_a_time_and_a_killed_one_frees_it(tmp_path):
     code = f"""if True:
         import sys; sys.path.insert(0, {str(ROOT)!r})
         from pathlib import Path
-        from checkpoint import lock_folder
+        from support.checkpoint import lock_folder
         {hold}"""
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"locked\n"

@@ -16,17 +16,26 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import cache
 import predict
 import prepare_data
 import train
-from checkpoint import read_checkpoint
 from dataset import CarvanaDataset
-from errors import BadInput, run_script
 from losses import BCEDiceLoss, CEDiceLoss
-from pictures import COLOURS, PALETTE, Picture, draw_overlay, draw_sheet, save_errors, save_mask, scale_to_mask
-from reading import IGNORED, Classes, examine_pair, read_mask
-from sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample, render
+from support import cache
+from support.checkpoint import read_checkpoint
+from support.errors import BadInput, run_script
+from support.pictures import (
+    COLOURS,
+    PALETTE,
+    Picture,
+    draw_overlay,
+    draw_sheet,
+    save_errors,
+    save_mask,
+    scale_to_mask,
+)
+from support.reading import IGNORED, Classes, examine_pair, read_mask
+from support.sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample, render
 from utils import check_accuracy, count_classes, dice_scores, image_scores, iou_scores, overall_scores
 
 THREE = Classes(3)

@@ -5,7 +5,7 @@ import torch
 from test_resume import STOPS, differences, interrupted, scores_of
 
 import train
-from checkpoint import read_checkpoint
+from support.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FLOAT16 = ["--DEVICE", "cuda", "--PRECISION", "float16"]

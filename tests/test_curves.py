@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import interrupted
 
 import train
-from run import Run
+from support.run import Run
 from utils import one_cycle
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ def in_python(script: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
 
 
-USE = "from curves import Curves; from pathlib import Path; c = Curves(Path(sys.argv[1]), {'A': 1}); "
+USE = "from support.curves import Curves; from pathlib import Path; c = Curves(Path(sys.argv[1]), {'A': 1}); "
 
 
 def test_without_tensorboard_there_are_no_curves_and_no_error(tmp_path):

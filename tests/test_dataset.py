@@ -10,8 +10,8 @@ from PIL import Image
 
 import prepare_data
 from dataset import CarvanaDataset, EpochBatches
-from errors import BadInput
-from reading import find_pairs, read_image, read_mask
+from support.errors import BadInput
+from support.reading import find_pairs, read_image, read_mask
 
 
 def test_item_is_what_the_tutorial_gives(tmp_path):

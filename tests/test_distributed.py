@@ -18,15 +18,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import train
-from cache import open_cache
-from checkpoint import read_checkpoint
 from dataset import EpochBatches
-from distributed import Group, end_together, join
-from errors import BadInput, run_script
 from losses import BCEDiceLoss
 from model import UNET
-from reading import find_pairs
-from run import Run
+from support.cache import open_cache
+from support.checkpoint import read_checkpoint
+from support.distributed import Group, end_together, join
+from support.errors import BadInput, run_script
+from support.reading import find_pairs
+from support.run import Run
 from utils import check_accuracy, count_overlap, get_loaders
 
 ROOT = Path(__file__).parent.parent

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import gif
-from gif import read_sparse_gif
+from support import gif
+from support.gif import read_sparse_gif
 
 
 def outline(height: int = 600, width: int = 901, values: tuple[int, ...] = (0, 1)) -> np.ndarray:

@@ -2,8 +2,8 @@ import pytest
 
 import predict
 import prepare_data
-from errors import BadInput, run_script
-from options import ConstantParser
+from support.errors import BadInput, run_script
+from support.options import ConstantParser
 
 SCRIPT = '''"""What it is for."""
 RATE = 0.5  # 100 % of it

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from checkpoint import read_checkpoint
+from support.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 THINGS = ("leaf", "coin", "cup", "fish")

@@ -19,9 +19,9 @@ from PIL import Image
 
 import predict
 import train
-from errors import run_script
-from pictures import draw_overlay, scale_to_mask
-from reading import read_image
+from support.errors import run_script
+from support.pictures import draw_overlay, scale_to_mask
+from support.reading import read_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,7 +137,7 @@ def test_a_large_mask_takes_no_float_for_each_pixel(tmp_path):  # case 90
     script = """
 import resource
 import numpy as np
-from pictures import scale_to_mask
+from support.pictures import scale_to_mask
 logits = np.linspace(-1, 1, 160 * 240, dtype=np.float32).reshape(160, 240)
 scale_to_mask(logits, (64, 64), 0.0)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -224,7 +224,7 @@ def test_only_the_ten_worst_are_named(run, trained, capsys):
 
 
 def test_a_submission_decodes_to_the_masks(run, trained, tmp_path):
-    from rle import CARVANA_SIZE, decode
+    from support.rle import CARVANA_SIZE, decode
 
     photographs = tmp_path / "in"
     photographs.mkdir()

@@ -8,9 +8,9 @@ from conftest import write_pairs
 from PIL import Image
 
 import prepare_data
-import sample
-from errors import BadInput
-from reading import find_pairs
+from support import sample
+from support.errors import BadInput
+from support.reading import find_pairs
 
 
 def listing(folder: Path) -> dict[str, str]:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 import train
-from checkpoint import read_checkpoint, save_checkpoint
-from errors import BadInput
 from model import UNET
-from run import Run
+from support.checkpoint import read_checkpoint, save_checkpoint
+from support.errors import BadInput
+from support.run import Run
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from errors import BadInput
-from rle import CARVANA_SIZE, decode, encode
+from support.errors import BadInput
+from support.rle import CARVANA_SIZE, decode, encode
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from test_resume import members
 
 import study
-from errors import BadInput
+from support.errors import BadInput
 
 
 def test_each_change_is_compared_with_the_recipe_on_the_same_cars(folders, tmp_path, capsys):

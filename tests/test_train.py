@@ -10,10 +10,10 @@ from conftest import write_pairs
 from PIL import Image
 
 import train
-from checkpoint import read_checkpoint
-from errors import BadInput
 from losses import BCEDiceLoss
 from model import UNET
+from support.checkpoint import read_checkpoint
+from support.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL_SCRIPT = """

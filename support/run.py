@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
-from curves import Curves
-from distributed import ALONE, Group
-from errors import BadInput, warn
+from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
+from support.curves import Curves
+from support.distributed import ALONE, Group
+from support.errors import BadInput, warn
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
 SMALLEST_SCALE = 2.0**-10  # of a scaler: below it, float16 overflows in every step

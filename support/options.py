@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from errors import BadInput
+from support.errors import BadInput
 
 # What a constant's value must be, by name: a test, and how to say it. Holds for the file and the command line.
 RULES = {

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from errors import BadInput, refuse
-from gif import read_sparse_gif
+from support.errors import BadInput, refuse
+from support.gif import read_sparse_gif
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 MASK_ENDINGS = (".gif", ".png", ".jpg", ".bmp", ".tif", ".tiff")  # after the photograph's stem, or that and _mask

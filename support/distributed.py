@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import BadInput
-from machine import choose_device
+from support.errors import BadInput
+from support.machine import choose_device
 
 PATIENCE = timedelta(hours=12)  # with a process that fills a cache, say; one that died is noticed at once
 

@@ -12,9 +12,9 @@ from os.path import samefile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cache import gather_facts
-from errors import BadInput, counted, refuse, warn
-from reading import CARVANA_NAME, ONE_CLASS, Classes, Facts, Pair, Scan, Size, scan
+from support.cache import gather_facts
+from support.errors import BadInput, counted, refuse, warn
+from support.reading import CARVANA_NAME, ONE_CLASS, Classes, Facts, Pair, Scan, Size, scan
 
 DEFAULT_SMALLEST = 16  # pixels a side that train.py's four levels need
 

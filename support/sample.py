@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
-from errors import BadInput
-from pictures import save_mask
+from support.errors import BadInput
+from support.pictures import save_mask
 
 WIDTH, HEIGHT = 1918, 1280
 PARTS = BACKGROUND, BODY, WHEELS, WINDOWS = range(4)

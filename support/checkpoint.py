@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from errors import BadInput
-from machine import writable_folder
+from support.errors import BadInput
+from support.machine import writable_folder
 
 FORMAT = 1  # of what a checkpoint holds: raise it where older code would misread a new one
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights

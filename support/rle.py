@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from errors import BadInput
-from files import whole_file
-from reading import Size
+from support.errors import BadInput
+from support.files import whole_file
+from support.reading import Size
 
 CARVANA_SIZE = (1280, 1918)  # (height, width) of the competition's photographs
 

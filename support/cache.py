@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from errors import BadInput, refuse
-from machine import count_cores, explaining, leave_signals_to_parent, writable_folder
-from reading import ONE_CLASS, Classes, Facts, Pair, Size, examine_pair
+from support.errors import BadInput, refuse
+from support.machine import count_cores, explaining, leave_signals_to_parent, writable_folder
+from support.reading import ONE_CLASS, Classes, Facts, Pair, Size, examine_pair
 
 VERSION = 4  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results

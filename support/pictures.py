@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from files import whole_file
-from reading import IGNORED, Size
+from support.files import whole_file
+from support.reading import IGNORED, Size
 
 # Okabe and Ito's palette, which colour-blind people can tell apart: https://jfly.uni-koeln.de/color/
 FALSE_POSITIVE = (230, 159, 0)

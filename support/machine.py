@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from errors import BadInput, warn
+from support.errors import BadInput, warn
 
 # What a machine can run out of: how the system says so, what it means, and what to do. Searched in this order.
 LIMITS = (

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from errors import BadInput, counted
+from support.errors import BadInput, counted
 
 # The three cars, of 318, that the tutorial holds back for validation: 48 photographs.
 TUTORIAL_CARS = ("0cdf5b5d0ce1", "0ce66b539f52", "0d1a9caf4350")
