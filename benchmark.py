@@ -1,7 +1,7 @@
 """Measure this repository against the plain tutorial loop, in one run on this machine.
 
-The plain loop is what the many copies of the tutorial do: two workers decode both files in full for every sample;
-Adam at 1e-4, cross-entropy, float16 on CUDA. It is written out below, with the same U-Net.
+The plain loop is what the copies of the tutorial that README.md names do: two workers decode both files in full for
+every sample; Adam at 1e-4, cross-entropy, float16 on CUDA. It is written out below, with the same U-Net.
 
     python benchmark.py                                             # on the rendered sample set
     python benchmark.py --IMG_DIR photos/ --MASK_DIR masks/         # on true files
@@ -267,7 +267,7 @@ def one_core() -> Iterator[None]:
 
 
 def loaders(folder: Path, o: Any, device: torch.device, pairs: list[Pair]) -> tuple[DataLoader, DataLoader]:
-    """The plain loader and ours, over the pairs in `folder`."""
+    """The plain loader and ours, over `pairs`; ours keeps its cache in `folder`."""
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     plain = plain_loader(pairs, o.BATCH_SIZE, size)
     dirs = (pairs[0][0].parent, pairs[0][1].parent)
@@ -298,7 +298,7 @@ def stepping(o: Any, device: torch.device) -> list[tuple[str, ...]]:
 
 
 def synthetic_batch(o: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random images (N, 3, H, W) and masks (N, H, W) on the device."""
+    """Random images (N, 3, H, W) and masks (N, H, W) of foreground alone, on the device."""
     shape = (o.BATCH_SIZE, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     return torch.rand(shape[0], 3, *shape[1:], device=device), torch.ones(shape, device=device)
 
@@ -485,7 +485,8 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def memory(o: Any) -> list[tuple[str, ...]]:
     """Peak memory of a step, each side in a process of its own."""
     plain, ours = (apart(step_memory, plain, o) for plain in (True, False))
-    return [row(f"peak memory of a step with batch {o.BATCH_SIZE}: MB", [plain], [ours], higher_is_better=False)]
+    name = f"peak memory of a step with batch {o.BATCH_SIZE}: MB, once"
+    return [row(name, [plain], [ours], higher_is_better=False)]
 
 
 def largest_batches(o: Any) -> str:

@@ -40,8 +40,8 @@ class CEDiceLoss(BCEDiceLoss):
 
     The Dice term is the mean over all classes, the background among them, of -ln(Dice), not of 1 - Dice: the two
     agree where Dice is near 1, but the gradient of the first doesn't fade for a small class that isn't found at all
-    yet (Wong et al. 2018, https://arxiv.org/abs/1809.00076). A target that is no class, as reading.IGNORED, has no
-    weight in either term; a batch of such alone gives 0.
+    yet (Wong et al. 2018, https://arxiv.org/abs/1809.00076). A target that is no class, as support.reading.IGNORED,
+    has no weight in either term; a batch of such alone gives 0.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 256  # outputs whose directions are told apart: all of a layer's would take three times the work, to no gain
+BLOCK = 256  # outputs made orthogonal together: all of a layer's would take three times the work, to no gain
 
 
 class Muon(torch.optim.Optimizer):
@@ -16,7 +16,7 @@ class Muon(torch.optim.Optimizer):
     others, and so are Adam's steps. Muon's go as far in each direction: all are learned at once. A step moves a
     unit's output by about `lr`, however many inputs it has, so that one rate suits layers of all sizes.
 
-    A vector (a bias, BatchNorm's) stands for the diagonal of a matrix: its singular values become 1 as their signs.
+    A vector (a bias, BatchNorm's) stands for the diagonal of a matrix: what becomes of it are its signs.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9) -> None:

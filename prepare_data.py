@@ -1,9 +1,11 @@
 """Make and check the folders that train.py reads: train_images, train_masks, val_images and val_masks.
 
-python prepare_data.py sample                     # render a sample set of cars into data/sample/
-python prepare_data.py check photos/ masks/       # say what they hold, and everything that is wrong with them
-python prepare_data.py split photos/ masks/       # share out your own photographs and masks into data/
-python prepare_data.py carvana                    # share out Kaggle's train.zip and train_masks.zip
+    python prepare_data.py sample                     # render a sample set of cars into data/sample/
+    python prepare_data.py check photos/ masks/       # say what they hold, and everything that is wrong with them
+    python prepare_data.py split photos/ masks/       # share out your own photographs and masks into data/
+    python prepare_data.py carvana                    # share out Kaggle's train.zip and train_masks.zip
+
+Each says with --help what it takes.
 """
 
 import contextlib

@@ -5,9 +5,9 @@ change at a time, over several seeds, on held-out cars.
     python study.py --ONLY outline --SEEDS 0                       # the recipe and the changes with this word
     python study.py --FEATURES 64 128 256 512 --TRAIN_CARS 0 --NUM_EPOCHS 3    # all photographs, on a GPU
 
-Each run is train.py's own `main` in a process of its own, with one thing changed. Seed 1 learns from other cars
-than seed 0, and is scored on others; the changes share a seed's cars, so that their differences say more than
-their values.
+Each run is train.py's own `main` in a process of its own, with one thing changed. It needs Carvana's photographs.
+Each seed draws its own cars to learn from and to score on, which all changes share, so that their differences say
+more than their values.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class CrossEntropyAlone(BCEDiceLoss):
         )
 
 
-def adam(model: nn.Module, learning_rate: float, by_layer: bool = True) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, learning_rate: float, by_layer: bool = True) -> torch.optim.Optimizer:
     """AdamW for all weights, with `learning_rate` for each or, `by_layer`, divided by sqrt(inputs of a unit)."""
     layers = [module for module in model.modules() if list(module.parameters(recurse=False))]
     rates = [learning_rate / math.sqrt(layer.weight[0].numel() if by_layer else 1) for layer in layers]
@@ -138,13 +138,13 @@ def slow_statistics(**arguments: Any) -> nn.Module:
 # What is changed: options of train.py, and what takes the place of its names.
 CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "the recipe": ([], {}),
-    "Adam instead of Muon, a rate for each layer": (
+    "AdamW instead of Muon, a rate for each layer": (
         ["--LEARNING_RATE", "0.006"],
-        {"make_optimizer": adam},
+        {"make_optimizer": adamw},
     ),
-    "Adam instead of Muon, one rate": (
+    "AdamW instead of Muon, one rate": (
         ["--LEARNING_RATE", "0.001"],
-        {"make_optimizer": partial(adam, by_layer=False)},
+        {"make_optimizer": partial(adamw, by_layer=False)},
     ),
     "all steps at full size": (["--HALF_SIZE_SHARE", "0"], {}),
     "a quarter of the steps at half size": (["--HALF_SIZE_SHARE", "0.25"], {}),

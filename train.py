@@ -2,7 +2,7 @@
 
     python train.py                                          # a rendered sample set where data/ is empty
     python train.py --BATCH_SIZE 8 --NUM_EPOCHS 10           # any constant below, for one run
-    python train.py --LOAD_MODEL --NUM_EPOCHS 20             # go on from my_checkpoint.pth.tar
+    python train.py --LOAD_MODEL                             # go on with a run that was stopped
     python train.py --FEATURES 16 32 64 128 --NUM_EPOCHS 1   # a small network, for a quick look on a CPU
     torchrun --nproc_per_node=8 train.py --BATCH_SIZE 128    # on eight GPUs
 
@@ -58,7 +58,7 @@ from utils import (
 )
 
 TRAIN_IMG_DIR = "data/train_images/"  # photographs to learn from
-TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif or .png, or NAME.png, for NAME.jpg
+TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
 VAL_IMG_DIR = "data/val_images/"  # photographs to score on after each epoch
 VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
@@ -70,7 +70,7 @@ IGNORE_INDEX = 255  # the number of pixels that are neither learnt nor scored, w
 
 LEARNING_RATE = 0.1  # the peak of a schedule that rises and falls once; see make_optimizer
 BATCH_SIZE = 16  # images per step, at most; several GPUs share them
-MIN_STEPS = 48  # steps per epoch, if batches of 2 suffice: a small set gets smaller batches, to learn enough
+MIN_STEPS = 48  # steps per epoch, at least: a small set gets smaller batches, down to 2, so as to learn enough
 NUM_EPOCHS = 3  # passes over the training photographs
 HALF_SIZE_SHARE = 0.5  # of all steps, the first, see half the height and width, which is a quarter of the work
 ACCUMULATE = 1  # parts that a batch is computed in, one after the other: 4 takes about a quarter of the memory
@@ -79,7 +79,7 @@ CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and 
 NUM_WORKERS = "auto"  # processes that read photographs; 0 reads in the training process
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
-SYNC_BATCHNORM = False  # True has BatchNorm see all GPUs' shares of a step; for shares of a few images
+SYNC_BATCHNORM = False  # True has BatchNorm see all GPUs' shares of a step, for shares of a few images; CUDA only
 PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, the faster one on a CPU
 COMPILE = False  # True has torch.compile make the network faster, which takes a minute: for long runs on CUDA
 DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
@@ -104,14 +104,14 @@ def make_transforms() -> tuple[A.Compose, A.Compose]:
             p=0.7,
         ),
         A.RandomBrightnessContrast(brightness_limit=0.4, contrast_limit=0.4, p=0.8),  # cars of other colours
-        A.CoarseDropout((1, 4), (0.1, 0.25), (0.1, 0.25), fill="random_uniform", p=0.5),  # what's hidden is there
+        A.CoarseDropout((1, 4), (0.1, 0.25), (0.1, 0.25), fill="random_uniform", p=0.5),  # masks keep what it hides
     ]
     return A.Compose([*augment, *to_tensor]), A.Compose(to_tensor)
 
 
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Muon for all parameters: at the full rate for convolutions, which it turns; at 3 % of it for biases and for
-    BatchNorm, whose numbers it moves by their rate each."""
+    """Muon for all parameters: at the full rate for convolutions, whose updates it makes orthogonal; at 3 % of
+    it for biases and for BatchNorm, whose numbers it moves by their rate each."""
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     return Muon([{"params": weights}, {"params": vectors, "lr": 0.03 * learning_rate}], learning_rate)
@@ -147,7 +147,7 @@ def train_fn(
         images = images.to(device, non_blocking=True)
         targets = masks.to(device, non_blocking=True).unsqueeze(1)  # (N, H, W) to (N, 1, H, W)
         if step <= half_size_steps:
-            targets = targets[..., step % 2 :: 2, step // 2 % 2 :: 2]  # each of four pixels in turn: no shift
+            targets = targets[..., step % 2 :: 2, step // 2 % 2 :: 2]  # each of four in turn, lest masks shift
             images = F.interpolate(images, targets.shape[2:], mode="area")
 
         optimizer.zero_grad()

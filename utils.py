@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from dataset import CarvanaDataset, EpochBatches
-from support.checkpoint import load_checkpoint as load_checkpoint
+from support.checkpoint import load_checkpoint as load_checkpoint  # here, too, where the tutorial has them
 from support.checkpoint import save_checkpoint as save_checkpoint
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted

@@ -1,1 +1,1 @@
-"""What train.py, the three files beside it and the other scripts lean on. Nothing in here knows of them."""
+"""What train.py, the three files beside it and the other scripts lean on. Nothing in here imports them."""

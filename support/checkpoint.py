@@ -84,7 +84,7 @@ class CheckpointWriter:
 
     def check_room(self, model: nn.Module) -> None:
         """Raise BadInput where the disk can't hold the latest, the previous, the best and one being written."""
-        one = 3 * sum(value.nbytes for value in model.state_dict().values())  # weights and Adam's two moments
+        one = 2 * sum(value.nbytes for value in model.state_dict().values())  # weights and Muon's momentum
         needed = 4 * one
         ours = sum(path.stat().st_size for path in (self.latest, self.previous, self.best) if path.exists())
         free = shutil.disk_usage(self.latest.parent).free + ours

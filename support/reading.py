@@ -22,7 +22,7 @@ from support.errors import BadInput, refuse
 from support.gif import read_sparse_gif
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-MASK_ENDINGS = (".gif", ".png", ".jpg", ".bmp", ".tif", ".tiff")  # after the photograph's stem, or that and _mask
+MASK_ENDINGS = (".gif", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # after a photograph's stem, or stem_mask
 MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views

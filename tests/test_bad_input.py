@@ -439,7 +439,7 @@ CASES = [
         23,
         "no mask",
         lambda w: w.mask.unlink(),
-        "tried a_mask and a, ending in .gif .png .jpg .bmp .tif .tiff. Add",
+        "tried a_mask and a, ending in .gif .png .jpg .jpeg .bmp .tif .tiff. Add",
     ),
     W(
         24,
