@@ -158,7 +158,7 @@ class Side:
         layout = layout or (torch.contiguous_format if plain else choose_memory_format(device, self.precision))
         self.model = UNET(features=o.FEATURES).to(device, memory_format=layout)
         if compile_mode:
-            self.model.compile(mode=compile_mode)
+            self.model.compile(mode=compile_mode, dynamic=False)
         default = plain_optimizer if plain else partial(make_optimizer, learning_rate=LEARNING_RATE)
         self.optimizer = (optimizer or default)(self.model)
         float16 = device.type == "cuda" if plain else self.precision == torch.float16
@@ -177,7 +177,7 @@ class Side:
 def synchronise(device: torch.device) -> None:
     """Wait for a GPU's work to end."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -465,7 +465,7 @@ def step_memory(plain: bool, o: Any) -> float:
 def peak_memory(device: torch.device) -> float:
     """The most memory held so far, in MB: of the GPU, or without one by this whole process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
+        return torch.cuda.max_memory_allocated(device) / 1e6
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
@@ -526,7 +526,8 @@ def largest_batches(o: Any) -> str:
 
 def describe_machine(device: torch.device) -> str:
     """What a table of figures has to say beside them: device, cores, versions, commit."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    processor = platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return (
         f"{device} ({name}), {count_cores()} cores; Python {platform.python_version()}, torch {torch.__version__}, "

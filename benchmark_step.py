@@ -2,12 +2,14 @@
 
     python benchmark_step.py                                  # a few steps of a small batch, as suits a CPU
     python benchmark_step.py --BATCH_SIZE 128 --STEPS 30      # as suits a large GPU
-    python benchmark_step.py --ONLY compile                   # the defaults, and the settings with this word
+    python benchmark_step.py --ONLY COMPILE                   # the defaults, and the settings with this word
+    python benchmark_step.py --ONLY bounds                    # the defaults, and what bounds them
     python benchmark_step.py --IMAGE_HEIGHT 1280 --IMAGE_WIDTH 1918 --BATCH_SIZE 4 --STEPS 10
 
 All on a synthetic batch, with train.py's own `train_fn`. Each setting has a process of its own.
 """
 
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -48,7 +50,7 @@ FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net
 BATCH_SIZE = 4  # images per step
 STEPS = 1  # steps per measurement; 30 and more suit a GPU
 REPEATS = 5  # measurements of each setting
-ONLY = ""  # a part of the names of the settings to try; what none has lists them all
+ONLY = ""  # a part of the names of what to measure; what none has lists them all
 DEVICE = "auto"  # cuda, mps or cpu
 OUT = ""  # a file for the tables, in Markdown
 
@@ -84,7 +86,9 @@ class Setting(NamedTuple):
     prepare: Callable[[], None] = change_nothing
 
 
-DEFAULT: Final = "train.py's defaults"
+DEFAULT: Final = "train.py's defaults"  # with float16's scaler, the CPU waits for the GPU once a step
+BOUNDS: Final = "what bounds a step"
+LARGEST: Final = "the largest batch"  # on CUDA; elsewhere memory has no such end
 SETTINGS: dict[str, Setting] = {
     DEFAULT: Setting(),
     "float16": Setting({"precision": "float16"}),
@@ -150,7 +154,8 @@ def compare_settings(o: Any, names: list[str]) -> Iterator[str]:
             f"{found.memory:.0f} | {show([found.first])} |"
         )
     yield ""
-    yield "The % are of a large bfloat16 matrix product's rate, measured in the same run."
+    yield "The % are of a large bfloat16 matrix product's rate, measured in the same run. The memory includes what"
+    yield "the first step tries."
 
 
 # The kinds of work in a step, and the operations that are of them, by a part of their names.
@@ -225,19 +230,20 @@ def find_bounds(o: Any) -> list[str]:
     with Needs() as needs:
         side.epoch(batches[:1])
 
+    seen = sum(taken.values()) or math.nan  # a container may keep the profiler from the GPU
     lines = ["| work | ms a step | % of all | ms by its FLOP | ms by its bytes |", "|---|---|---|---|---|"]
     least = 0.0
     for kind in sorted(KINDS, key=lambda kind: -taken[kind]):
         by_flop, by_bytes = needs.flop[kind] / peak, needs.bytes[kind] / rate
         least += max(by_flop, by_bytes)
-        share = 100 * taken[kind] / sum(taken.values())
+        share = 100 * taken[kind] / seen
         lines.append(
             f"| {kind} | {1e3 * taken[kind]:.2f} | {share:.1f} | {1e3 * by_flop:.2f} | {1e3 * by_bytes:.2f} |"
         )
     return [
         *lines,
         "",
-        f"A step takes {1e3 * whole:.2f} ms by the clock; in {1e3 * sum(taken.values()):.2f} of them the profiler "
+        f"A step takes {1e3 * whole:.2f} ms by the clock; in {1e3 * seen:.2f} of them the profiler "
         f"sees the device at work. Were each kind done at {peak / 1e12:.3g} TFLOP/s, a bfloat16 product's, or at "
         f"{rate / 1e9:.3g} GB/s, a large copy's, whichever takes longer, it would take {1e3 * least:.2f} ms.",
     ]
@@ -257,10 +263,10 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 def find_largest_batch(o: Any) -> Iterator[str]:
     """The lines of a table of batches up to the largest that the GPU's memory holds, and how larger ones ended."""
-    images, found = o.BATCH_SIZE * o.STEPS, {}
+    most_steps, images, found = o.STEPS, o.BATCH_SIZE * o.STEPS, {}
 
     def fits(batch_size: int) -> bool:
-        o.BATCH_SIZE, o.STEPS = batch_size, max(1, images // batch_size)
+        o.BATCH_SIZE, o.STEPS = batch_size, max(1, min(most_steps, images // batch_size))
         found[batch_size] = apart(measure, DEFAULT, o)
         return not found[batch_size].error
 
@@ -280,27 +286,27 @@ def measure_all(o: Any, names: list[str]) -> Iterator[str]:
     yield f"{describe_machine(device)}; {size}, medians of {o.REPEATS}"
     yield ""
     yield from compare_settings(o, names)
-    if not o.ONLY:
+    if o.ONLY in BOUNDS:
         yield ""
         yield from apart(find_bounds, o)
-        if device.type == "cuda":  # without one, memory has no such end
-            yield ""
-            yield from find_largest_batch(o)
+    if o.ONLY in LARGEST and device.type == "cuda":
+        yield ""
+        yield from find_largest_batch(o)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the tables line by line, and write them where OUT says."""
     o = ConstantParser(globals()).parse_args(argv)
     names = [name for name in SETTINGS if name == DEFAULT or o.ONLY in name]
-    if not any(o.ONLY in name for name in SETTINGS):
-        remedy = f"The settings are: {'; '.join(SETTINGS)}"
-        raise BadInput("ONLY", f"no setting has {o.ONLY!r} in its name", remedy)
+    known = [*SETTINGS, BOUNDS, LARGEST]
+    if not any(o.ONLY in name for name in known):
+        raise BadInput("ONLY", f"nothing has {o.ONLY!r} in its name", f"The names are: {'; '.join(known)}")
     lines = []
     for line in measure_all(o, names):
         print(line, flush=True)
         lines.append(line)
-    if o.OUT:
-        Path(o.OUT).write_text("\n".join(lines) + "\n")
+        if o.OUT:  # each time, since the rest can take long
+            Path(o.OUT).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

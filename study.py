@@ -109,7 +109,7 @@ def measured_statistics() -> dict[str, Any]:
     def train_fn(loader: Any, model: nn.Module, *rest: Any, **options: Any) -> float:
         loss = original(loader, model, *rest, **options)
         epoch = loader.batch_sampler.epoch
-        update_bn(loader, model)
+        update_bn(loader, model, next(model.parameters()).device)
         loader.batch_sampler.epoch = epoch  # that pass was none
         return loss
 

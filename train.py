@@ -81,7 +81,7 @@ PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothin
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 SYNC_BATCHNORM = False  # True has BatchNorm see all GPUs' shares of a step, for shares of a few images; CUDA only
 PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, the faster one on a CPU
-COMPILE = False  # True has torch.compile make the network faster, which takes a minute: for long runs on CUDA
+COMPILE = False  # True has torch.compile make the network faster, which takes minutes: for long runs on CUDA
 DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
 SEED = 0  # of the first weights, the order of the photographs and their augmentation
 
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     smallest = 2 ** len(options.FEATURES)  # pixels a side
     shared_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
     if options.COMPILE:  # only now, so that it compiles for no image but the run's
-        model.compile()
+        model.compile(dynamic=False)  # for each size anew: code for any size is slower
     loss_fn = CEDiceLoss() if classes.several else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)

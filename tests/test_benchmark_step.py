@@ -22,8 +22,14 @@ def test_settings_are_compared(tmp_path):
         rate, times, share, memory, first = (float(cell.split()[0]) for cell in cells)
         assert min(rate, times, share, memory, first) > 0
     assert found[benchmark_step.DEFAULT][1] == "1.00"
-    with pytest.raises(BadInput, match="no setting has 'nosuch' in its name. The settings are: train.py's"):
+    with pytest.raises(BadInput, match="nothing has 'nosuch' in its name. The names are: train.py's"):
         benchmark_step.main(["--ONLY", "nosuch"])
+
+
+def test_what_bounds_a_step_can_be_asked_for_alone(capsys):
+    benchmark_step.main([*SMALL, "--ONLY", "bounds"])
+    found = rows(capsys.readouterr().out)
+    assert {benchmark_step.DEFAULT, *benchmark_step.KINDS} < {*found} and "float32" not in found
 
 
 def test_an_impossible_batch_is_a_line_of_the_table():
