@@ -86,9 +86,11 @@ class Setting(NamedTuple):
     prepare: Callable[[], None] = change_nothing
 
 
-DEFAULT: Final = "train.py's defaults"  # with float16's scaler, the CPU waits for the GPU once a step
+DEFAULT: Final = "train.py's defaults"
 BOUNDS: Final = "what bounds a step"
 LARGEST: Final = "the largest batch"  # on CUDA; elsewhere memory has no such end
+# With float16's scaler the CPU waits for the GPU once a step, but not with another precision or a fused optimizer:
+# what these bring includes that.
 SETTINGS: dict[str, Setting] = {
     DEFAULT: Setting(),
     "float16": Setting({"precision": "float16"}),

@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     smallest = 2 ** len(options.FEATURES)  # pixels a side
     shared_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
     if options.COMPILE:  # only now, so that it compiles for no image but the run's
-        model.compile(dynamic=False)  # for each size anew: code for any size is slower
+        model.compile(dynamic=False)  # for each size anew: code for any size gives up convolutions' layout
     loss_fn = CEDiceLoss() if classes.several else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)

@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 # How often a thread of torch's looks for work before it sleeps: for some 30 us, not a millisecond. Beside other
-# work on the same cores, threads that spin take them from those they wait for, and a step takes up to
-# six times as long.
+# work on the same cores, threads that spin take them from those they wait for, and a step takes some six times as
+# long.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
