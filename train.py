@@ -125,7 +125,7 @@ def train_fn(
     scaler: torch.amp.GradScaler,
     *,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-    precision: torch.dtype | None = None,
+    precision: torch.dtype = torch.float32,
     accumulate: int = 1,
     mean_share: float | None = None,
     first_step: int = 0,
@@ -140,7 +140,6 @@ def train_fn(
     height and width. `after_step` is called with each step's loss, which is on the device.
     """
     device = next(model.parameters()).device
-    precision = precision or choose_precision("auto", device)
     total = torch.zeros((), device=device)
     loop = tqdm(loader, initial=first_step, disable=not show_bar)
     for step, (images, masks) in enumerate(loop, start=first_step + 1):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks once, at its first call of all
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait take the cores from others
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 import numpy as np
 import pytest
@@ -13,9 +13,17 @@ import torch
 from PIL import Image
 
 
-def pytest_configure() -> None:
-    """Have all tests compute with as many threads; scripts that only borrow from here choose for themselves."""
-    torch.set_num_threads(2)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--precision", default="float32", choices=("float32", "bfloat16"), help="of all runs on a CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have no test depend on the CPU that it meets: neither on the precision that "auto" chooses there, nor on
+    its cores. One thread is also the fastest for networks this small, and beside other tests."""
+    import train
+
+    train.PRECISION = config.getoption("--precision")
+    torch.set_num_threads(1)
 
 
 def write_pairs(images: Path, masks: Path, names: list[str], size: tuple[int, int] = (64, 96)) -> None:
@@ -34,7 +42,7 @@ def write_pairs(images: Path, masks: Path, names: list[str], size: tuple[int, in
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> list[str]:
+def folders(tmp_path: Path, pytestconfig: pytest.Config) -> list[str]:
     """Arguments for train.py: 12 training and 5 validation pairs, a small network and small pictures."""
     train, val = tmp_path / "in/train_images", tmp_path / "in/val_images"
     write_pairs(
@@ -44,6 +52,7 @@ def folders(tmp_path: Path) -> list[str]:
     dirs = {"TRAIN_IMG_DIR": train, "TRAIN_MASK_DIR": tmp_path / "in/train_masks"}
     dirs |= {"VAL_IMG_DIR": val, "VAL_MASK_DIR": tmp_path / "in/val_masks"}
     dirs |= {"CACHE_DIR": tmp_path / "cache", "DEVICE": "cpu"}  # runs that are compared must repeat bit for bit
+    dirs |= {"PRECISION": pytestconfig.getoption("--precision")}
     small = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--NUM_EPOCHS", "2"]
     return [word for name, value in dirs.items() for word in (f"--{name}", str(value))] + small
 

@@ -20,6 +20,7 @@ from PIL import Image
 import predict
 import train
 from support.errors import run_script
+from support.machine import autocast
 from support.pictures import draw_overlay, scale_to_mask
 from support.reading import read_image
 
@@ -119,11 +120,12 @@ def test_a_turned_photograph_has_the_mask_of_the_upright_one(run, tmp_path, suff
 def test_a_mask_is_where_the_scaled_logits_are_positive(run, trained, tmp_path, size):
     picture(size).save(tmp_path / "photo.png")
     mask = mask_of(run(tmp_path / "photo.png") / "photo.png")
-    model, network_size, *_ = predict.load_network(trained / "best_checkpoint.pth.tar", torch.device("cpu"))
+    checkpoint = trained / "best_checkpoint.pth.tar"
+    model, network_size, _, precision = predict.load_network(checkpoint, torch.device("cpu"))
     image = read_image(tmp_path / "photo.png", network_size)
     assert image.shape == (32, 48, 3)
-    with torch.no_grad():
-        logits = model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    with torch.no_grad(), autocast(torch.device("cpu"), precision):
+        logits = model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255).float()
     full = F.interpolate(logits, size=size[::-1], mode="bilinear", align_corners=False)[0, 0].numpy()
     sure = abs(full) > 1e-3
     assert sure.mean() > 0.99 and (mask == (full > 0))[sure].all()
