@@ -1,18 +1,43 @@
-"""Photographs and masks as samples, and the order in which training sees them."""
+"""Images and masks as samples, and the order in which training sees them."""
 
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from support.cache import PairCache, open_cache
-from support.reading import ONE_CLASS, Classes, Size, find_pairs, read_pair
+from support.pairs import find_pairs
+from support.preparation import PairCache, open_cache
+from support.reading import ONE_CLASS, Classes, Size, read_pair
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
+import albumentations as A  # noqa: E402
+from albumentations.pytorch import ToTensorV2  # noqa: E402
+
+
+def make_transforms() -> tuple[A.Compose, A.Compose]:
+    """What is done to a sample on its way to the network, in training and in validation. Sizes stay as they are."""
+    to_tensor = [A.Normalize(mean=0, std=1, max_pixel_value=255), ToTensorV2()]  # float32 (3, H, W) in [0, 1]
+    augment = [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(
+            scale=(0.9, 1.1),
+            translate_percent=(-0.05, 0.05),
+            rotate=(-5, 5),  # degrees: cars stand upright
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=0.7,
+        ),
+        A.RandomBrightnessContrast(brightness_limit=0.4, contrast_limit=0.4, p=0.8),  # cars of other colours
+        A.CoarseDropout((1, 4), (0.1, 0.25), (0.1, 0.25), fill="random_uniform", p=0.5),  # masks keep what it hides
+    ]
+    return A.Compose([*augment, *to_tensor]), A.Compose(to_tensor)
 
 
 class CarvanaDataset(Dataset):
@@ -107,9 +132,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         epoch, first_batch = self.epoch, self.first_batch
         self.epoch, self.first_batch = epoch + 1, 0
         for number in range(first_batch, len(self)):
-            yield [(epoch, index) for index in self.share(epoch, number)]
+            yield [(epoch, index) for index in self.shard(epoch, number)]
 
-    def share(self, epoch: int, number: int) -> list[int]:
+    def shard(self, epoch: int, number: int) -> list[int]:
         """The indices of this process's share of a batch."""
         return self.batch(epoch, number)[self.rank :: self.world_size]
 

@@ -20,41 +20,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support import environment  # noqa: F401, before the libraries that it is about
-
-# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import train
+from dataset import make_transforms
 from model import UNET, unet_arguments
 from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint
-from support.errors import BadInput, counted, exit_on_sigterm, run_script
-from support.machine import (
+from support.device import (
     autocast,
     choose_device,
     choose_memory_format,
     choose_precision,
     count_cores,
     give_memory_back,
-    writable_folder,
 )
+from support.errors import BadInput, counted, run_script
+from support.files import writable_folder
 from support.options import ConstantParser
-from support.pictures import draw_overlay, save_mask, scale_to_mask
-from support.reading import (
-    ONE_CLASS,
-    Classes,
-    Size,
-    find_photographs,
-    must_match,
-    read_image,
-    read_mask,
-    read_with_size,
-    with_masks,
-)
+from support.pairs import find_photographs, with_masks
+from support.reading import ONE_CLASS, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
+from support.signals import exit_on_sigterm
+from support.visualize import draw_overlay, save_mask, scale_to_mask
 from utils import count_classes, describe, image_scores, overall_scores
 
 CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size, classes and precision
@@ -200,7 +190,7 @@ def predict_photographs(
 ) -> Iterator[Result | BadInput]:
     """What comes of each photograph, in order. Threads read the next ones and finish the last ones meanwhile."""
     most = batch_size + workers
-    read = partial(read_item, size=size, transform=train.make_transforms()[1])
+    read = partial(read_item, size=size, transform=make_transforms()[1])
     with ThreadPoolExecutor(workers) as pool:
         items = predict_items(in_order(pool, read, pairs, most), batch_size, network)
         yield from in_order(pool, finish, items, most)
@@ -254,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     give_memory_back()
     device = choose_device(options.DEVICE)
     model, size, classes, precision = load_network(options.CHECKPOINT, device)
-    if classes.several:
+    if classes.multiclass:
         for name, unused in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
             if unused:
                 raise BadInput(

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from support.carvana import TUTORIAL_CARS, Member, find_carvana
 from support.errors import BadInput, counted, run_script
 from support.options import OptionParser
-from support.reading import CARVANA_NAME, Classes, find_pairs
+from support.pairs import CARVANA_NAME, find_pairs
+from support.reading import Classes
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)

@@ -15,46 +15,34 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from support import environment  # noqa: F401, before the libraries that it is about
-
-# isort: split
-import albumentations as A
-import cv2
 import torch
 import torch.nn.functional as F
-from albumentations.pytorch import ToTensorV2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dataset import make_transforms
 from losses import BCEDiceLoss, CEDiceLoss
 from model import UNET
-from muon import Muon
 from prepare_data import sample_if_empty
 from support.checkpoint import CheckpointWriter
 from support.checks import check_run
-from support.curves import Curves
-from support.distributed import Group, end_together, join
-from support.errors import counted, run_script
-from support.machine import (
-    autocast,
-    choose_memory_format,
-    choose_num_workers,
-    choose_precision,
-    explaining,
-    make_deterministic,
-    writable_folder,
-)
+from support.device import autocast, choose_memory_format, choose_num_workers, choose_precision, make_deterministic
+from support.distributed import Group, end_together, init_distributed
+from support.errors import counted, explain_limits, run_script
+from support.files import writable_folder
+from support.logger import Logger
+from support.muon import Muon
 from support.options import ConstantParser
 from support.page import update_page
 from support.reading import Classes
 from support.run import Run
 from utils import (
+    archive_results,
     check_accuracy,
     get_loaders,
-    one_cycle,
     save_predictions_as_imgs,
-    set_aside,
+    warmup_cosine,
 )
 
 TRAIN_IMG_DIR = "data/train_images/"  # photographs to learn from
@@ -91,24 +79,6 @@ OUT_DIR = "."  # where my_checkpoint.pth.tar and saved_images/ go
 NUM_PICTURES = 8  # validation images to draw after each epoch
 
 
-def make_transforms() -> tuple[A.Compose, A.Compose]:
-    """What is done to a sample on its way to the network, in training and in validation. Sizes stay as they are."""
-    to_tensor = [A.Normalize(mean=0, std=1, max_pixel_value=255), ToTensorV2()]  # float32 (3, H, W) in [0, 1]
-    augment = [
-        A.HorizontalFlip(p=0.5),
-        A.Affine(
-            scale=(0.9, 1.1),
-            translate_percent=(-0.05, 0.05),
-            rotate=(-5, 5),  # degrees: cars stand upright
-            border_mode=cv2.BORDER_REFLECT_101,
-            p=0.7,
-        ),
-        A.RandomBrightnessContrast(brightness_limit=0.4, contrast_limit=0.4, p=0.8),  # cars of other colours
-        A.CoarseDropout((1, 4), (0.1, 0.25), (0.1, 0.25), fill="random_uniform", p=0.5),  # masks keep what it hides
-    ]
-    return A.Compose([*augment, *to_tensor]), A.Compose(to_tensor)
-
-
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     """Muon for all parameters: at the full rate for convolutions, whose updates it makes orthogonal; at 3 % of
     it for biases and for BatchNorm, whose numbers it moves by their rate each."""
@@ -127,7 +97,7 @@ def train_fn(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     precision: torch.dtype = torch.float32,
     accumulate: int = 1,
-    mean_share: float | None = None,
+    mean_batch_size: float | None = None,
     first_step: int = 0,
     half_size_steps: int = 0,
     after_step: Callable[[Tensor], None] = lambda loss: None,
@@ -136,8 +106,8 @@ def train_fn(
     """Train for one epoch, or for what is left of it after `first_step`, and return the mean loss.
 
     Each batch is computed in `accumulate` parts, whose gradients add up to the whole's. Where processes share it,
-    `mean_share` is the mean number of images that they have of it. The epoch's first `half_size_steps` see half the
-    height and width. `after_step` is called with each step's loss, which is on the device.
+    `mean_batch_size` is the mean number of images that they have of it. The epoch's first `half_size_steps` see
+    half the height and width. `after_step` is called with each step's loss, which is on the device.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
@@ -154,7 +124,7 @@ def train_fn(
         for part, truth in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
             with autocast(device, precision):
                 logits = model(part)
-            part_loss = loss_fn(logits.float(), truth) * (len(part) / (mean_share or len(images)))
+            part_loss = loss_fn(logits.float(), truth) * (len(part) / (mean_batch_size or len(images)))
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
         scaler.step(optimizer)
@@ -176,17 +146,17 @@ def load_photographs(
     about them."""
     size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
-    with group.in_turn():
+    with group.main_first():
         folders = sample_if_empty(folders, classes.count)
-    photographs = group.from_first(
+    photographs = group.broadcast(
         lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR, classes)
     )
-    with group.in_turn():
+    with group.main_first():
         loaders = get_loaders(
             *folders,
             options.BATCH_SIZE,
             *make_transforms(),
-            choose_num_workers(options.NUM_WORKERS, group.device, group.local_size),
+            choose_num_workers(options.NUM_WORKERS, group.device, group.local_world_size),
             options.PIN_MEMORY,
             size=size,
             cache_dir=options.CACHE_DIR,
@@ -197,23 +167,23 @@ def load_photographs(
             group=group,
         )
     for folder, loader in zip(folders[::2], loaders, strict=True):
-        group.require_same(folder, loader.dataset.images)
+        group.require_same_files(folder, loader.dataset.images)
     return *loaders, photographs
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
-    group = join(options.DEVICE)
+    group = init_distributed(options.DEVICE)
     device = group.device
     classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
     precision = choose_precision(options.PRECISION, device)
     if options.DETERMINISTIC:
         make_deterministic()
     out_dir = Path(options.OUT_DIR)
-    writer = CheckpointWriter(out_dir, writes=group.is_first)
+    writer = CheckpointWriter(out_dir, writes=group.is_main)
     pictures_dir = writable_folder(out_dir / "saved_images")
-    curves = Curves(writable_folder(out_dir / "runs"), vars(options), enabled=group.is_first)
+    logger = Logger(writable_folder(out_dir / "runs"), vars(options), enabled=group.is_main)
 
     train_loader, val_loader, photographs = load_photographs(options, classes, group)
     batch_size = train_loader.batch_sampler.batch_size
@@ -225,34 +195,34 @@ def main(argv: list[str] | None = None) -> None:
     shared_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
     if options.COMPILE:  # only now, so that it compiles for no image but the run's
         model.compile(dynamic=False)  # for each size anew: code for any size gives up convolutions' layout
-    loss_fn = CEDiceLoss() if classes.several else BCEDiceLoss()
+    loss_fn = CEDiceLoss() if classes.multiclass else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     total_steps = options.NUM_EPOCHS * len(train_loader)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total_steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step / total_steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     can_halve = min(options.IMAGE_HEIGHT, options.IMAGE_WIDTH) >= 2 * smallest
     half_size_steps = round(options.HALF_SIZE_SHARE * total_steps) if can_halve else 0
 
     writer.check_room(model)
     about = {"constants": vars(options), "model": model_arguments, "photographs": photographs}
-    run = Run(writer, curves, train_loader, model, optimizer, scheduler, scaler, about, group)
-    if state := group.from_first(lambda: run.saved_state(options.LOAD_MODEL)):
+    run = Run(writer, logger, train_loader, model, optimizer, scheduler, scaler, about, group)
+    if state := group.broadcast(lambda: run.saved_state(options.LOAD_MODEL)):
         run.restore(state)
         print(f"{writer.latest}: going on after {counted(run.epoch, 'epoch')} and {counted(run.step, 'step')}")
         if run.epoch >= options.NUM_EPOCHS:
             print(f"NUM_EPOCHS {options.NUM_EPOCHS} is reached: give a larger one to train on")
-    elif group.is_first and (
-        aside := set_aside(out_dir, ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"])
+    elif group.is_main and (
+        aside := archive_results(out_dir, ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"])
     ):
         print(f"the results of the run before are now in {aside}")
 
     print(
         f"{counted(len(train_loader.dataset), 'photograph')} to learn from, {len(val_loader.dataset)} to score on; "
-        f"{batch_size} a step{group.shares(batch_size)}, {counted(len(train_loader), 'step')} an epoch; "
+        f"{batch_size} a step{group.describe_shards(batch_size)}, {counted(len(train_loader), 'step')} an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )
     shape = f"{options.IMAGE_HEIGHT}x{options.IMAGE_WIDTH}"
-    with explaining(f"batches of {batch_size} images of {shape}"), run, closing(curves):
+    with explain_limits(f"batches of {batch_size} images of {shape}"), run, closing(logger):
         while run.epoch < options.NUM_EPOCHS:
             print(f"epoch {run.epoch + 1} of {options.NUM_EPOCHS}")
             train_fn(
@@ -264,18 +234,18 @@ def main(argv: list[str] | None = None) -> None:
                 scheduler=scheduler,
                 precision=precision,
                 accumulate=options.ACCUMULATE,
-                mean_share=group.mean_share(batch_size),
+                mean_batch_size=group.mean_batch_size(batch_size),
                 first_step=run.step,
                 half_size_steps=half_size_steps - run.epoch * len(train_loader),
                 after_step=run.after_step,
-                show_bar=group.is_first,
+                show_bar=group.is_main,
             )
             print(f"mean training loss {run.mean_loss():.4f}")
             scores = check_accuracy(
                 run.stoppable(val_loader), model, device, loss_fn=loss_fn, precision=precision, group=group
             )
             epoch_dir = pictures_dir / f"epoch_{run.epoch + 1:03d}"
-            if group.is_first:
+            if group.is_main:
                 pictures = save_predictions_as_imgs(
                     val_loader,
                     model,
@@ -285,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
                     precision=precision,
                 )
                 update_page(pictures_dir, run.epoch + 1, pictures)
-            curves.add("val", run.total_steps, scores, epoch_dir / "sheet.png")
+            logger.add("val", run.total_steps, scores, epoch_dir / "grid.png")
             run.finish_epoch(scores["dice"])
 
 

@@ -16,14 +16,15 @@ from torch.utils.data import DataLoader, Subset
 from dataset import CarvanaDataset, EpochBatches
 from support.checkpoint import load_checkpoint as load_checkpoint  # here, too, where the tutorial has them
 from support.checkpoint import save_checkpoint as save_checkpoint
+from support.device import autocast
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted
-from support.machine import autocast, end_workers_at_exit, leave_signals_to_parent
-from support.pictures import Picture, draw_sheet, save_mask
 from support.reading import IGNORED, ONE_CLASS, Classes, Size
+from support.signals import ignore_signals_in_worker, kill_workers_at_exit
+from support.visualize import Picture, draw_grid, save_mask
 
 
-def one_cycle(progress: float) -> float:
+def warmup_cosine(progress: float) -> float:
     """Share of the peak learning rate when `progress` in [0, 1] of all steps are done: up for 20 % and down to 0,
     both along a cosine. Smith and Topin 2017, https://arxiv.org/abs/1708.07120."""
     warm_up = 0.2
@@ -65,19 +66,19 @@ def get_loaders(
     if cache_dir:
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)
-    if len(train_set) < group.size:
-        finding = f"{counted(len(train_set), 'photograph')} for {group.size} processes"
+    if len(train_set) < group.world_size:
+        finding = f"{counted(len(train_set), 'photograph')} for {group.world_size} processes"
         raise BadInput(train_dir, finding, "Start fewer processes or add photographs")
-    if batch_size < group.size:
-        finding = f"{counted(batch_size, 'image')} a step for {group.size} processes"
+    if batch_size < group.world_size:
+        finding = f"{counted(batch_size, 'image')} a step for {group.world_size} processes"
         raise BadInput("BATCH_SIZE", finding, "Give one for each")
-    train_batch_size = min(batch_size, max(2, group.size, len(train_set) // min_steps))
-    end_workers_at_exit()
+    train_batch_size = min(batch_size, max(2, group.world_size, len(train_set) // min_steps))
+    kill_workers_at_exit()
     common = {
         "num_workers": num_workers,
         "pin_memory": pin_memory and torch.cuda.is_available(),
         "persistent_workers": num_workers > 0,
-        "worker_init_fn": leave_signals_to_parent,
+        "worker_init_fn": ignore_signals_in_worker,
         "generator": torch.Generator(),  # not the global one: reading must not change what the run draws
     }
     batches = EpochBatches(
@@ -86,10 +87,10 @@ def get_loaders(
         seed=seed,
         drop_last=drop_last and len(train_set) >= train_batch_size,
         rank=group.rank,
-        world_size=group.size,
+        world_size=group.world_size,
     )
     train_loader = DataLoader(train_set, batch_sampler=batches, **common)
-    val_loader = DataLoader(val_set, batch_size=batch_size, sampler=group.share(len(val_set)), **common)
+    val_loader = DataLoader(val_set, batch_size=batch_size, sampler=group.shard(len(val_set)), **common)
     return train_loader, val_loader
 
 
@@ -211,7 +212,7 @@ def check_accuracy(
     Prints and returns the `overall_scores`, and `loss` where `loss_fn` is given.
     """
     device = torch.device(device)
-    group.share_buffers(model)
+    group.broadcast_buffers(model)
     # These stand for a share without images.
     counts, losses = [torch.empty(0, dtype=torch.int64, device=device)], [torch.empty(0, device=device)]
     masks = torch.empty(0, 0, 0)
@@ -226,7 +227,7 @@ def check_accuracy(
     counts = group.gather(torch.cat(counts))
     scores = overall_scores(counts)
     if loss_fn is not None:
-        scores["loss"] = sum(group.exchange(torch.cat(losses).sum().item())) / len(counts)
+        scores["loss"] = sum(group.all_gather(torch.cat(losses).sum().item())) / len(counts)
     height, width = masks.shape[1:]
     print(describe(scores, f"{counted(len(counts), 'image')} at {height}x{width}"))
     return scores
@@ -243,7 +244,7 @@ def save_predictions_as_imgs(
 ) -> list[Picture]:
     """Write what the model makes of `num_images` images of `loader`, always the same ones, spread over its dataset.
 
-    `folder` gets `sheet.png`, which shows photograph, truth, prediction and errors with names and Dice, the worst
+    `folder` gets `grid.png`, which shows photograph, truth, prediction and errors with names and Dice, the worst
     first, and for each image its predicted mask, `NAME_pred.png`, at the size that the loader gives. Returns the
     rows of the sheet.
     """
@@ -267,11 +268,11 @@ def save_predictions_as_imgs(
         save_mask(row.prediction, folder / f"{row.name}_pred.png")
     rows.sort(key=lambda row: row.dice)
     if rows:
-        draw_sheet(rows, folder / "sheet.png")
+        draw_grid(rows, folder / "grid.png")
     return rows
 
 
-def set_aside(folder: Path, patterns: Sequence[str]) -> Path | None:
+def archive_results(folder: Path, patterns: Sequence[str]) -> Path | None:
     """Move what matches `patterns` in `folder` to the like place in `folder`/previous_runs/TIME, and return that
     folder; None where nothing matches."""
     there = sorted(path for pattern in patterns for path in folder.glob(pattern))

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from support.errors import BadInput
-from support.machine import writable_folder
+from support.files import writable_folder
 
 FORMAT = 1  # of what a checkpoint holds: raise it where older code would misread a new one
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights

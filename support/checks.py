@@ -12,9 +12,10 @@ from os.path import samefile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support.cache import gather_facts
 from support.errors import BadInput, counted, refuse, warn
-from support.reading import CARVANA_NAME, ONE_CLASS, Classes, Facts, Pair, Scan, Size, scan
+from support.pairs import CARVANA_NAME, Scan, scan
+from support.preparation import gather_facts
+from support.reading import ONE_CLASS, Classes, Metadata, Pair, Size
 
 DEFAULT_SMALLEST = 16  # pixels a side that train.py's four levels need
 
@@ -27,7 +28,7 @@ class Folder(NamedTuple):
     smallest: int  # pixels that the network needs on each side
     classes: Classes
     scan: Scan
-    facts: dict[Pair, Facts]  # of the pairs that can be read
+    facts: dict[Pair, Metadata]  # of the pairs that can be read
     bad: list[BadInput]  # what is wrong with the others
 
     def is_empty(self) -> bool:
@@ -46,7 +47,7 @@ class Folder(NamedTuple):
 
     def missing(self) -> list[int]:
         """The others, where there are several. Without any, something else is wrong."""
-        if not self.classes.several or self.is_empty() or not self.facts:
+        if not self.classes.multiclass or self.is_empty() or not self.facts:
             return []
         return sorted({*range(self.classes.count)} - {*self.found()})
 
@@ -79,19 +80,21 @@ REFUSED = (
         "Remove it with its mask",
     ),
     Rule(  # one without foreground is a fair example; a folder of them is a mistake
-        lambda f: [(f.mask_dir, len(f.facts))] * (not f.classes.several and f.is_empty()),
+        lambda f: [(f.mask_dir, len(f.facts))] * (not f.classes.multiclass and f.is_empty()),
         "all {} masks are background alone",
         "Foreground is 1, or 128 and up: look at the masks",
     ),
     Rule(  # as black-and-white masks are, whose 255 is ignored
-        lambda f: [(f.mask_dir, len(f.facts))] * (f.classes.several and f.is_empty()),
+        lambda f: [(f.mask_dir, len(f.facts))] * (f.classes.multiclass and f.is_empty()),
         "all {} masks hold nothing but background and what is ignored",
         "Give NUM_CLASSES 1 for masks in black and white",
     ),
 )
 WARNED = (
     Rule(
-        lambda f: ((mask, "") for (_, mask), a in f.facts.items() if a.foreground == 1 and not f.classes.several),
+        lambda f: (
+            (mask, "") for (_, mask), a in f.facts.items() if a.foreground == 1 and not f.classes.multiclass
+        ),
         "foreground in every pixel",
         "Look whether the mask is meant so",
     ),
@@ -188,7 +191,7 @@ def _look(
 ) -> Folder:
     found = scan(image_dir, mask_dir)
     facts = dict(zip(found.pairs, gather_facts(found.pairs, size, cache_dir, classes), strict=True))
-    good = {pair: fact for pair, fact in facts.items() if isinstance(fact, Facts)}
+    good = {pair: fact for pair, fact in facts.items() if isinstance(fact, Metadata)}
     bad = [fact for fact in facts.values() if isinstance(fact, BadInput)]
     return Folder(Path(image_dir), Path(mask_dir), smallest, classes, found, good, [*found.bad, *bad])
 
@@ -223,7 +226,7 @@ def _report(folders: Iterable[Folder]) -> None:
         if shares:
             mean = sum(shares) / len(shares)
             parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]
-        if folder.classes.several:
+        if folder.classes.multiclass:
             parts.append(f"classes {' '.join(map(str, folder.found())) or 'none'}")
         others = {"car": folder.cars(), "skipped file": folder.scan.skipped}
         parts += [counted(len(found), noun) for noun, found in others.items() if found]

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from support.device import choose_device
 from support.errors import BadInput
-from support.machine import choose_device
 
 PATIENCE = timedelta(hours=12)  # with a process that fills a cache, say; one that died is noticed at once
 
@@ -33,88 +33,88 @@ class Group:
 
     device: torch.device = torch.device("cpu")
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0  # among the processes of its machine
-    local_size: int = 1
-    launch: str = ""  # a name for one torchrun command, the same after a restart
+    local_world_size: int = 1
+    run_id: str = ""  # a name for one torchrun command, the same after a restart
     control: Any = None  # a gloo group beside the one that the gradients go through: it needs no GPU, and has time
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What each process gave, in their order. Waits for all."""
-        values = [value] * self.size
-        if self.size > 1:
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def from_first(self, function: Callable[[], Any]) -> Any:
+    def broadcast(self, function: Callable[[], Any]) -> Any:
         """What `function` returns in the first process, the only one to call it."""
-        values = [function() if self.is_first else None]
-        if self.size > 1:
+        values = [function() if self.is_main else None]
+        if self.world_size > 1:
             dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
-    def require_same(self, folder: str | Path, names: Iterable[str]) -> None:
+    def require_same_files(self, folder: str | Path, names: Iterable[str]) -> None:
         """Raise BadInput, in all processes, where one found other `names` in a folder than the first did: its
         machine holds other files, and an index would stand for different photographs."""
         mine = set(names)
-        first = set(self.from_first(lambda: mine))
+        first = set(self.broadcast(lambda: mine))
         finding = ""
         if mine != first:
             what = f"lacks {min(first - mine)}" if first - mine else f"also holds {min(mine - first)}"
             finding = f"on {platform.node()} (process {self.rank}) it {what}, unlike where the first process is"
-        if findings := list(filter(None, self.exchange(finding))):
+        if findings := list(filter(None, self.all_gather(finding))):
             raise BadInput(folder, findings[0], "Give all machines the same files")
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """Run a block in the first process, then in the first of each other machine, then in all others: what the
         first ones make on the disk, the others find there."""
-        turn = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
-            self.exchange(None)
+            self.all_gather(None)
         yield
         for _ in range(2 - turn):
-            self.exchange(None)
+            self.all_gather(None)
 
-    def share(self, count: int) -> range:
+    def shard(self, count: int) -> range:
         """The indices out of `count` that are this process's to score."""
-        return range(self.rank, count, self.size)
+        return range(self.rank, count, self.world_size)
 
-    def shares(self, count: int) -> str:
+    def describe_shards(self, count: int) -> str:
         """How many of a step's `count` images each process gets, in words; nothing for one process."""
-        least, most = count // self.size, -(-count // self.size)
+        least, most = count // self.world_size, -(-count // self.world_size)
         each = f"{least}" if least == most else f"{least} or {most}"
-        return "" if self.size == 1 else f" ({each} in each of {self.size} processes)"
+        return "" if self.world_size == 1 else f" ({each} in each of {self.world_size} processes)"
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, each of which has those of its `share`, in their order and on the CPU."""
-        parts = self.exchange(rows.cpu())
+        """The rows of all processes, each of which has those of its `shard`, in their order and on the CPU."""
+        parts = self.all_gather(rows.cpu())
         longest = max(parts, key=len)  # a process without rows may not know their shape
         whole = longest.new_empty((sum(map(len, parts)), *longest.shape[1:]))
         for rank, part in enumerate(parts):
-            whole[rank :: self.size] = part.view(-1, *whole.shape[1:])
+            whole[rank :: self.world_size] = part.view(-1, *whole.shape[1:])
         return whole
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of the processes' tensors, on the CPU; of equal ones it is just that."""
-        return torch.stack(self.exchange(tensor.cpu().double())).mean(0).to(tensor.dtype)
+        return torch.stack(self.all_gather(tensor.cpu().double())).mean(0).to(tensor.dtype)
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give the first process's BatchNorm statistics to all: its are scored and saved."""
-        buffers = self.from_first(lambda: [buffer.cpu() for buffer in model.buffers()])
-        if not self.is_first:
+        buffers = self.broadcast(lambda: [buffer.cpu() for buffer in model.buffers()])
+        if not self.is_main:
             for buffer, value in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(value)
 
     def wrap(self, model: nn.Module, image: Tensor, sync_batchnorm: bool = False) -> nn.Module:
         """`model` for training: with each backward pass, the processes take the mean of their gradients. `image` is
         any (1, C, H, W) that it takes."""
-        if self.size == 1:
+        if self.world_size == 1:
             return model
         if sync_batchnorm and self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
@@ -125,17 +125,17 @@ class Group:
         model.zero_grad()
         return wrapped.train()
 
-    def mean_share(self, batch_size: int) -> float | None:
+    def mean_batch_size(self, batch_size: int) -> float | None:
         """The mean number of images that the processes have of a batch; None for one process. Losses are divided by
         it, so that the mean of the gradients is one over images even where shares differ by one."""
-        return None if self.size == 1 else batch_size / self.size
+        return None if self.world_size == 1 else batch_size / self.world_size
 
 
 ALONE = Group()
 _store: dist.Store | None = None  # what the processes of a run can read and write even while one of them fails
 
 
-def join(device: str = "auto") -> Group:
+def init_distributed(device: str = "auto") -> Group:
     """This process's place among those that torchrun started, each with a device of its own; or a process alone.
 
     Of several, only the first prints from here on.
@@ -143,7 +143,7 @@ def join(device: str = "auto") -> Group:
     global _store
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Group(choose_device(device))
-    rank, size, local_rank, local_size = (
+    rank, size, local_rank, local_world_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
     torchruns = dist.TCPStore(
@@ -152,10 +152,10 @@ def join(device: str = "auto") -> Group:
         is_master=rank == 0 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True",
         timeout=timedelta(minutes=30),
     )
-    launch = torchruns.compare_set("launch", "", uuid4().hex).decode()
+    run_id = torchruns.compare_set("launch", "", uuid4().hex).decode()
     _store = dist.PrefixStore(_name_of_start(torchruns, rank, size), torchruns)
     if size == 1:
-        return Group(choose_device(device), launch=launch)
+        return Group(choose_device(device), run_id=run_id)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cuda", "cpu"):
@@ -167,7 +167,7 @@ def join(device: str = "auto") -> Group:
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
-    return Group(place, rank, size, local_rank, local_size, launch, control)
+    return Group(place, rank, size, local_rank, local_world_size, run_id, control)
 
 
 def _name_of_start(store: dist.Store, rank: int, size: int) -> str:

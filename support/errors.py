@@ -1,10 +1,36 @@
 """The one way to refuse bad input: raise BadInput anywhere, and the script ends with one line and status 2."""
 
 import os
-import signal
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+# What a machine can run out of: how the system says so, what it means, and what to do. Searched in this order.
+LIMITS = (
+    (
+        r"DataLoader worker|shared memory|</torch_",
+        "a process that reads photographs died",
+        "Set NUM_WORKERS lower, or to 0, or allow more memory (in Docker, --shm-size 8g)",
+    ),
+    (
+        r"out of memory|allocate memory|MemoryError|not enough memory",
+        "out of memory",
+        "Lower BATCH_SIZE, IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    ),
+    (
+        r"No space left|quota exceeded|File too large",
+        "the disk is full",
+        "Make room; what was saved before is whole",
+    ),
+    (
+        r"C\+\+ compiler|C compiler|triton installation",
+        "COMPILE finds no compiler",
+        "Install one (g++; on CUDA Triton, too), or leave COMPILE out",
+    ),
+    (r"Too many open files", "too many open files", "Set NUM_WORKERS lower, or raise ulimit -n"),
+)
 
 
 class BadInput(ValueError):
@@ -34,6 +60,19 @@ class BadInputs(BadInput):
         self.args = ("\n".join([*lines, f"{len(errors)} findings in all{shown}"]),)
 
 
+@contextmanager
+def explain_limits(subject: str = "reading photographs") -> Iterator[None]:
+    """Make a BadInput of what the body raises where the machine has run out of something; `subject` is the work."""
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        text = f"{type(error).__name__}: {error}"
+        for pattern, finding, remedy in LIMITS:
+            if re.search(pattern, text, re.I):
+                raise BadInput(subject, f"{finding} ({text.splitlines()[0].rstrip('. ')[:200]})", remedy) from error
+        raise
+
+
 def refuse(errors: Sequence[BadInput]) -> None:
     """Raise all of `errors` together, or the only one; nothing where there are none."""
     if errors:
@@ -50,11 +89,6 @@ def warn(subject: str | Path, finding: str, remedy: str) -> None:
 def counted(number: int, noun: str) -> str:
     """`1 photograph`, `2 photographs`: a number in a sentence."""
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def exit_on_sigterm() -> None:
-    """Have SIGTERM end this process as tidily as Ctrl-C does, with status 143."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def run_script(main: Callable[[], None]) -> None:

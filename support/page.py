@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from support.pictures import Picture, classes_in, save_errors, save_mask, to_rgb
+from support.visualize import Picture, classes_in, save_errors, save_mask, to_rgb
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

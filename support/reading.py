@@ -1,16 +1,13 @@
 """Photographs and masks in files, as arrays."""
 
-import difflib
 import hashlib
 import io
 import os
 import re
 import stat
 import struct
-import unicodedata
 import warnings
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from support.errors import BadInput, refuse
+from support.errors import BadInput
 from support.gif import read_sparse_gif
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-MASK_ENDINGS = (".gif", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # after a photograph's stem, or stem_mask
-MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
-CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
 MAX_CLASSES = 64  # distinct values of a mask that may be numbers of classes; a soft edge has more
 IGNORED = 255  # in arrays of classes, whatever number files have for it: neither learnt nor scored
 
@@ -59,132 +52,17 @@ class Classes:
     def __post_init__(self) -> None:
         if not 1 <= self.count <= 255:
             raise BadInput("NUM_CLASSES", f"{self.count} can't be used", "Give 1 for foreground alone, or 2 to 255")
-        if self.several and not self.count <= self.ignored <= 255:
+        if self.multiclass and not self.count <= self.ignored <= 255:
             remedy = f"Give {self.count} to 255: those below are classes"
             raise BadInput("IGNORE_INDEX", f"{self.ignored} can't be used", remedy)
 
     @property
-    def several(self) -> bool:
+    def multiclass(self) -> bool:
         """Whether masks hold numbers of classes."""
         return self.count > 1
 
 
 ONE_CLASS = Classes()
-
-
-class Scan(NamedTuple):
-    """What two folders hold, by names alone."""
-
-    pairs: list[Pair]  # sorted by name
-    bad: list[BadInput]  # photographs with no mask or with two, and folders named like pictures
-    unused: list[Path]  # masks without a photograph
-    subfolders: list[Path]  # which nothing looks into
-    skipped: list[Path]  # hidden files, and those without a picture's ending
-
-
-def find_pairs(image_dir: str | Path, mask_dir: str | Path) -> list[Pair]:
-    """Every photograph of a folder with its mask, sorted by name. Raises BadInput as the two functions below do."""
-    found = scan(image_dir, mask_dir)
-    refuse(found.bad)
-    return found.pairs
-
-
-def find_photographs(folder: str | Path) -> list[Path]:
-    """The photographs of a folder, sorted by name.
-
-    Hidden files and files without a picture's ending are skipped. Raises BadInput for a missing folder and for one
-    without photographs.
-    """
-    images = [file for file in _listing(folder)[0] if _is_picture(file, IMAGE_SUFFIXES)]
-    if not images:
-        raise BadInput(folder, "no photographs here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
-    return images
-
-
-def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:
-    """Each photograph with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or the like. Raises
-    BadInput for a missing folder and for each photograph with no mask or with two."""
-    pairs, bad, _ = _match(images, _listing(mask_dir)[0], mask_dir)
-    refuse(bad)
-    return pairs
-
-
-def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
-    """Pair the photographs of a folder with the masks of another. Raises BadInput for a missing or empty folder."""
-    files, folders = _listing(image_dir)
-    mask_files, mask_folders = _listing(mask_dir)
-    images = find_photographs(image_dir)
-    pairs, bad, used = _match(images, mask_files, mask_dir)
-    subfolders = {*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)}
-    named = {folder for folder in subfolders if _is_picture(folder, MASK_FILES)}
-    bad += [
-        BadInput(path, "a folder, though named like a picture", "Rename or remove it") for path in sorted(named)
-    ]
-    hidden = {folder for folder in subfolders if folder.name.startswith(".")}
-    unused = {file for file in mask_files if _is_picture(file, MASK_FILES)} - used
-    skipped = {*files, *mask_files} - used - unused
-    return Scan(pairs, bad, sorted(unused), sorted(subfolders - named - hidden), sorted(skipped))
-
-
-def _match(
-    images: Sequence[Path], mask_files: Sequence[Path], mask_dir: str | Path
-) -> tuple[list[Pair], list[BadInput], set[Path]]:
-    """The pairs, what is wrong with photographs that have no mask or two, and all files taken for one of these."""
-    masks: dict[str, list[Path]] = {}
-    for file in mask_files:
-        masks.setdefault(_same(file.name), []).append(file)
-    pairs, bad, used, names = [], [], set(images), {image.name for image in images}
-    for image in images:
-        names_tried = [image.stem + mark + ending for ending in MASK_ENDINGS for mark in ("_mask", "")]
-        found = [file for name in names_tried for file in masks.get(_same(name), ()) if file != image]
-        used.update(found)
-        unclear = [file.name for file in found if file.name in names] + [image.name] * image.stem.endswith("_mask")
-        if unclear and os.path.samefile(image.parent, mask_dir):
-            finding = f"holds masks and photographs, and {unclear[0]} could be either"
-            raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
-        if not found:
-            tried = f"{image.stem}_mask and {image.stem}, ending in {' '.join(MASK_ENDINGS)}"
-            finding = f"no mask in {mask_dir}; tried {tried}"
-            bad.append(BadInput(image, finding, "Add the mask, or take this file out of the folder"))
-        elif len(found) > 1:
-            bad.append(BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them"))
-        else:
-            pairs.append((image, found[0]))
-    return pairs, bad, used
-
-
-def _is_picture(path: Path, suffixes: Sequence[str]) -> bool:
-    return path.suffix.lower() in suffixes and not path.name.startswith(".")
-
-
-def _listing(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """The files and the folders of a folder, sorted by name."""
-    found: tuple[list[Path], list[Path]] = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                found[os.path.isdir(entry)].append(Path(folder, entry.name))
-    except FileNotFoundError as error:
-        raise BadInput(folder, "no such folder", _nearest_folder(Path(folder))) from error
-    except OSError as error:
-        raise BadInput(folder, f"can't be read as a folder ({error.strerror})", "Give another folder") from error
-    return sorted(found[0]), sorted(found[1])
-
-
-def _nearest_folder(missing: Path) -> str:
-    """What to do about a folder that isn't there: the name that comes nearest to it, or all there are."""
-    there = next(parent for parent in missing.parents if parent.is_dir())
-    names = sorted(path.name for path in there.iterdir() if path.is_dir() and not path.name.startswith("."))
-    near = difflib.get_close_matches(missing.relative_to(there).parts[0], names, n=1, cutoff=0.4)
-    if near:
-        return f"Perhaps you meant {there / near[0]}"
-    return f"The folders in {there.absolute()} are: {', '.join(names[:20]) or 'none'}"
-
-
-def _same(name: str) -> str:
-    """Names that a person reads as the same: .PNG and .png, an e with its accent in one character or two."""
-    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
-    return stem + suffix.lower()
 
 
 def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
@@ -215,7 +93,7 @@ def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE
     return _to_mask(_decode_mask(path, _read_bytes(path), classes), path, size, classes)[0]
 
 
-class Facts(NamedTuple):
+class Metadata(NamedTuple):
     """What reading a pair in full tells beside its pixels."""
 
     size: Size  # the photograph's own, upright
@@ -227,12 +105,12 @@ class Facts(NamedTuple):
 
 def read_pair(pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS) -> tuple[np.ndarray, np.ndarray]:
     """A photograph, uint8 (H, W, 3), and its mask, as of `read_mask`. Raises BadInput where their sizes differ."""
-    return examine_pair(pair, size, classes)[:2]
+    return inspect_pair(pair, size, classes)[:2]
 
 
-def examine_pair(
+def inspect_pair(
     pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS
-) -> tuple[np.ndarray, np.ndarray, Facts]:
+) -> tuple[np.ndarray, np.ndarray, Metadata]:
     """What `read_pair` gives, and the facts about it that the same reading tells."""
     contents = [_read_bytes(path) for path in pair]
     if contents[0] == contents[1]:
@@ -241,7 +119,7 @@ def examine_pair(
     must_match(pair[1], truth.values.shape, photograph.size, photograph.turned)
     mask, *told = _to_mask(truth, pair[1], size, classes)
     digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
-    return _to_image(photograph, pair[0], size), mask, Facts(photograph.size, *told, digest)
+    return _to_image(photograph, pair[0], size), mask, Metadata(photograph.size, *told, digest)
 
 
 def must_match(path: Path, mask: Size, photograph: Size, turned: bool = False) -> None:
@@ -351,11 +229,11 @@ def _decode_mask(path: str | Path, data: bytes, classes: Classes) -> _Mask:
     decoded = _decode(path, data)
     picture = decoded.picture
     remedy = (
-        f"Save it with the numbers 0 to {classes.count - 1}" if classes.several else "Save it in black and white"
+        f"Save it with the numbers 0 to {classes.count - 1}" if classes.multiclass else "Save it in black and white"
     )
     values = np.asarray(picture)
     if picture.mode.startswith("I;16"):
-        if classes.several and values.max() > 255:
+        if classes.multiclass and values.max() > 255:
             raise BadInput(path, "values of more than 8 bits", remedy)
         if 255 < values.max() < 2**15:
             raise BadInput(path, f"values up to {values.max()}, where white has {2**16 - 1}", remedy)
@@ -379,7 +257,7 @@ def _to_mask(
 ) -> tuple[np.ndarray, float, float, list[int]]:
     """The mask as `read_mask` has it, its share of foreground, the share of pixels between its two ends, and the
     classes that it holds."""
-    if classes.several:
+    if classes.multiclass:
         return _to_classes(decoded, path, size, classes)
     counts = _count_values(decoded.values)
     found = np.flatnonzero(counts)

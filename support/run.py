@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
-from support.curves import Curves
 from support.distributed import ALONE, Group
 from support.errors import BadInput, warn
+from support.logger import Logger
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
 SMALLEST_SCALE = 2.0**-10  # of a scaler: below it, float16 overflows in every step
@@ -40,7 +40,7 @@ class Run:
     def __init__(
         self,
         writer: CheckpointWriter,
-        curves: Curves,
+        logger: Logger,
         loader: DataLoader,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -51,7 +51,7 @@ class Run:
     ) -> None:
         """`about` is what a checkpoint tells beside the state: the script's constants, the arguments of the model
         and which photographs it learns from."""
-        self.writer, self.curves, self.about, self.group = writer, curves, about, group
+        self.writer, self.logger, self.about, self.group = writer, logger, about, group
         self.dataset, self.batches = loader.dataset, loader.batch_sampler
         self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
         self.save_seconds = about["constants"]["SAVE_MINUTES"] * 60
@@ -59,7 +59,7 @@ class Run:
         self.losses: list[Tensor] = []  # of the epoch's steps, left on the device
         self.best_dice = -1.0
         self.signal, self.save_soon = 0, False  # what this process was asked for
-        self.asks_always = group.size == 1 or group.device.type == "cpu"  # GPUs would wait for each other
+        self.asks_always = group.world_size == 1 or group.device.type == "cpu"  # GPUs would wait for each other
         self.last_save = time.monotonic()
         self.clock: tuple[int, float] | None = None  # a step of this epoch and when it was done
 
@@ -87,7 +87,7 @@ class Run:
                 "python": random.getstate(),
                 "numpy": [kind, keys.tolist(), *rest],
             },
-            "launch": self.group.launch,
+            "launch": self.group.run_id,
             **self.about,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
@@ -97,9 +97,9 @@ class Run:
         same command, restarted the processes; or none."""
         if load_model:
             return self.writer.read()
-        if self.group.launch and self.writer.latest.exists():
+        if self.group.run_id and self.writer.latest.exists():
             state = self.writer.read()
-            return state if state.get("launch") == self.group.launch else None
+            return state if state.get("launch") == self.group.run_id else None
         return None
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -163,11 +163,11 @@ class Run:
     def asked(self) -> tuple[int, bool]:
         """The signal that any process got, or 0, and whether to save: one answer for all processes."""
         due = time.monotonic() - self.last_save > self.save_seconds
-        signals, saves = zip(*self.group.exchange((self.signal, self.save_soon or due)), strict=True)
+        signals, saves = zip(*self.group.all_gather((self.signal, self.save_soon or due)), strict=True)
         return max(signals), any(saves)
 
     def record(self) -> None:
-        """Add to the curves what the steps since the last time were like."""
+        """Add to the logger what the steps since the last time were like."""
         before, now = (self.step - 1) // LOOK_EVERY * LOOK_EVERY, time.perf_counter()
         share_of_peak = self.scheduler.get_last_lr()[0] / self.scheduler.base_lrs[0]  # the same in all layers
         values = {
@@ -178,7 +178,7 @@ class Run:
         if steps := self.step - self.clock[0]:
             values["images_per_s"] = steps * self.batches.batch_size / (now - self.clock[1])
         self.clock = self.step, now
-        self.curves.add("train", self.total_steps, values)
+        self.logger.add("train", self.total_steps, values)
 
     def mean_loss(self) -> float:
         """Mean training loss of the epoch's steps so far, those before an interruption included."""
@@ -231,9 +231,9 @@ class Run:
         found = None
         if len(bad):
             step = int(bad[0])
-            files = ", ".join(self.dataset.images[index] for index in self.batches.share(self.epoch, step))
+            files = ", ".join(self.dataset.images[index] for index in self.batches.shard(self.epoch, step))
             found = step, f"the loss is {self.losses[step].item()}, with {files}"
-        found = min(filter(None, self.group.exchange(found)), default=None)
+        found = min(filter(None, self.group.all_gather(found)), default=None)
         if found:
             step, finding = found
             remedy = "Look at these files, lower LEARNING_RATE or set PRECISION to float32"
@@ -263,5 +263,5 @@ class Run:
             self.save_soon = True
         elif not self.signal:
             self.signal = number
-        elif self.group.size == 1:  # else the same one came from a queue and once more from torchrun
+        elif self.group.world_size == 1:  # else the same one came from a queue and once more from torchrun
             os._exit(128 + number)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
 from support.errors import BadInput
-from support.pictures import save_mask
+from support.visualize import save_mask
 
 WIDTH, HEIGHT = 1918, 1280
 PARTS = BACKGROUND, BODY, WHEELS, WINDOWS = range(4)

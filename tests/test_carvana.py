@@ -14,7 +14,8 @@ from test_prepare_data import listing, names
 import prepare_data
 from support.carvana import TUTORIAL_CARS
 from support.errors import BadInput
-from support.reading import find_pairs, read_pair
+from support.pairs import find_pairs
+from support.reading import read_pair
 
 ROOT = Path(__file__).parent.parent
 CARS = (*TUTORIAL_CARS, "00087a6bd4dc", "02159e548029")

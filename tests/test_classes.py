@@ -21,21 +21,21 @@ import prepare_data
 import train
 from dataset import CarvanaDataset
 from losses import BCEDiceLoss, CEDiceLoss
-from support import cache
+from support import preparation
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput, run_script
-from support.pictures import (
+from support.reading import IGNORED, Classes, inspect_pair, read_mask
+from support.sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample, render
+from support.visualize import (
     COLOURS,
     PALETTE,
     Picture,
+    draw_grid,
     draw_overlay,
-    draw_sheet,
     save_errors,
     save_mask,
     scale_to_mask,
 )
-from support.reading import IGNORED, Classes, examine_pair, read_mask
-from support.sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample, render
 from utils import check_accuracy, count_classes, dice_scores, image_scores, iou_scores, overall_scores
 
 THREE = Classes(3)
@@ -143,8 +143,8 @@ def test_a_cache_of_other_classes_is_never_used(tmp_path):
     seen = []
     for classes in (Classes(), Classes(2), THREE, Classes(2, 7), Classes(2)):
         dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=(8, 12), classes=classes)
-        facts = cache.gather_facts(dataset.pairs, (8, 12), tmp_path / "cache", classes)
-        assert facts == [examine_pair(pair, None, classes)[2] for pair in dataset.pairs]
+        facts = preparation.gather_facts(dataset.pairs, (8, 12), tmp_path / "cache", classes)
+        assert facts == [inspect_pair(pair, None, classes)[2] for pair in dataset.pairs]
         dataset.use_cache(tmp_path / "cache")
         seen.append(dataset.cache.path)
         np.testing.assert_array_equal(dataset[0][1], dataset.cache[0][1])
@@ -318,13 +318,13 @@ def test_pictures_show_classes_errors_and_what_is_ignored(tmp_path):
     wrong = np.zeros((40, 240), bool)
     wrong[:20, 60:120] = True
     assert (errors[wrong] == (*PALETTE[1], 255)).all() and (errors[~wrong][:, 3] == 0).all()
-    draw_sheet([row], tmp_path / "sheet.png")
-    panels = np.asarray(Image.open(tmp_path / "sheet.png"))[-48:-8]
+    draw_grid([row], tmp_path / "grid.png")
+    panels = np.asarray(Image.open(tmp_path / "grid.png"))[-48:-8]
     for column, values in enumerate((PALETTE[truth], PALETTE[prediction]), start=1):
         np.testing.assert_array_equal(panels[:, 8 + 248 * column : 248 * (column + 1)], values)
     many = np.arange(240, dtype=np.uint8)[None].repeat(40, 0)
-    draw_sheet([row._replace(truth=many)], tmp_path / "many.png")  # a legend of several lines
-    assert Image.open(tmp_path / "many.png").height > Image.open(tmp_path / "sheet.png").height + 200
+    draw_grid([row._replace(truth=many)], tmp_path / "many.png")  # a legend of several lines
+    assert Image.open(tmp_path / "many.png").height > Image.open(tmp_path / "grid.png").height + 200
     draw_overlay(np.full((40, 240, 3), 200, np.uint8), truth, tmp_path / "overlay.jpg")
     overlay = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
     assert abs(overlay[10:30, 10:50] - 200).max() < 5

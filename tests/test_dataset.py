@@ -11,7 +11,8 @@ from PIL import Image
 import prepare_data
 from dataset import CarvanaDataset, EpochBatches
 from support.errors import BadInput
-from support.reading import find_pairs, read_image, read_mask
+from support.pairs import find_pairs
+from support.reading import read_image, read_mask
 
 
 def test_item_is_what_the_tutorial_gives(tmp_path):

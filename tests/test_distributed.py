@@ -21,11 +21,11 @@ import train
 from dataset import EpochBatches
 from losses import BCEDiceLoss
 from model import UNET
-from support.cache import open_cache
 from support.checkpoint import read_checkpoint
-from support.distributed import Group, end_together, join
+from support.distributed import Group, end_together, init_distributed
 from support.errors import BadInput, run_script
-from support.reading import find_pairs
+from support.pairs import find_pairs
+from support.preparation import open_cache
 from support.run import Run
 from utils import check_accuracy, count_overlap, get_loaders
 
@@ -70,9 +70,11 @@ def scores_and_counts(group: Group) -> dict[int, Any]:
     found = {}
     for count in range(1, 18):
         images, masks = examples(count)
-        loader = DataLoader(TensorDataset(images, masks), 4, sampler=group.share(count))
+        loader = DataLoader(TensorDataset(images, masks), 4, sampler=group.shard(count))
         fixed = check_accuracy(loader, Logits(), "cpu", loss_fn=BCEDiceLoss(), group=group)
-        counts = group.gather(count_overlap(images[group.rank :: group.size, 0] > 0, masks[group.share(count)] > 0))
+        counts = group.gather(
+            count_overlap(images[group.rank :: group.world_size, 0] > 0, masks[group.shard(count)] > 0)
+        )
         model = network([2, 4])
         for buffer in model.buffers():
             buffer += group.rank  # each process has statistics of its own: the first one's count
@@ -84,19 +86,19 @@ def scores_and_counts(group: Group) -> dict[int, Any]:
 def gradients(group: Group) -> list[torch.Tensor]:
     """Of a step with 7 images, which 2 and 3 processes can't share equally."""
     images, masks = examples(7)
-    share = group.share(7)
+    share = group.shard(7)
     model = network([4, 8])
     shared = group.wrap(model, images[:1]).eval()
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = [(images[share], masks[share])]
-    train.train_fn(batches, shared, optimizer, BCEDiceLoss(), scaler, mean_share=group.mean_share(7))
+    train.train_fn(batches, shared, optimizer, BCEDiceLoss(), scaler, mean_batch_size=group.mean_batch_size(7))
     return [weight.grad for weight in model.parameters()]
 
 
 def weights_after_steps(group: Group, interrupted: bool) -> dict[str, torch.Tensor]:
     """Of a network whose gradients travel in several pieces, after 3 steps with an interruption or without."""
-    weights, (images, masks), share = network([16, 32, 64]).state_dict(), examples(6), group.share(6)
+    weights, (images, masks), share = network([16, 32, 64]).state_dict(), examples(6), group.shard(6)
     for steps in (1, 2) if interrupted else (3,):
         model = network([16, 32, 64])
         model.load_state_dict(weights)
@@ -113,7 +115,7 @@ def weights_after_steps(group: Group, interrupted: bool) -> dict[str, torch.Tens
 def cache_seen(group: Group, folder: Path) -> tuple[bool, int]:
     """Whether a cache was there before this process asked for it, and which file it then was."""
     pairs = find_pairs(folder / "val_images", folder / "val_masks")
-    with group.in_turn():
+    with group.main_first():
         before = (folder / "cache").exists()
         cache = open_cache(pairs, (16, 24), folder / "cache")
     return before, os.stat(cache.path).st_ino
@@ -121,7 +123,7 @@ def cache_seen(group: Group, folder: Path) -> tuple[bool, int]:
 
 def check(out: Path, data: Path) -> None:
     """What each process found, in a file that the first one writes."""
-    group = join("cpu")
+    group = init_distributed("cpu")
     found = {
         "scores": scores_and_counts(group),
         "gradients": gradients(group),
@@ -129,10 +131,10 @@ def check(out: Path, data: Path) -> None:
         "interrupted": weights_after_steps(group, interrupted=True),
         "cache": cache_seen(group, data),
         "mean": group.mean(torch.tensor([0.1, group.rank])),
-        "first": group.from_first(lambda: group.rank),
+        "first": group.broadcast(lambda: group.rank),
     }
-    found = group.exchange(found)
-    if group.is_first:
+    found = group.all_gather(found)
+    if group.is_main:
         torch.save(found, out)
 
 
@@ -144,10 +146,10 @@ def train_apart(root: Path, *arguments: str) -> None:
 
 def fail() -> None:
     """Have the second process fail while the first waits for it."""
-    group = join("cpu")
+    group = init_distributed("cpu")
     if group.rank == 1:
         raise ZeroDivisionError("no wheels\n(a second line)")
-    group.exchange(None)
+    group.all_gather(None)
 
 
 def train_until(what: str, epoch: str, step: str, *arguments: str) -> None:
@@ -307,10 +309,10 @@ def test_a_process_that_ends_tells_the_others_why(tmp_path):
 def test_a_step_has_an_image_for_each_process(data):
     dirs = [data / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
     with pytest.raises(BadInput, match="train_images: 12 photographs for 13 processes"):
-        get_loaders(*dirs, 16, None, None, 0, group=Group(size=13))
+        get_loaders(*dirs, 16, None, None, 0, group=Group(world_size=13))
     with pytest.raises(BadInput, match="BATCH_SIZE: 4 images a step for 5 processes"):
-        get_loaders(*dirs, 4, None, None, 0, group=Group(size=5))
-    loaders = [get_loaders(*dirs, 16, None, None, 0, min_steps=6, group=Group(size=n))[0] for n in (1, 2, 5)]
+        get_loaders(*dirs, 4, None, None, 0, group=Group(world_size=5))
+    loaders = [get_loaders(*dirs, 16, None, None, 0, min_steps=6, group=Group(world_size=n))[0] for n in (1, 2, 5)]
     assert [loader.batch_sampler.batch_size for loader in loaders] == [2, 2, 5]
 
 

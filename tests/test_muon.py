@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from muon import BLOCK, Muon, directions, orthogonalised
+from support.muon import BLOCK, Muon, newton_schulz, orthogonalize
 
 
 def test_orthogonalised_keeps_the_singular_vectors():
     torch.manual_seed(0)
     stacks = [torch.randn(shape) for shape in ((1, 16, 40), (1, 40, 16), (3, 8, 20), (2, 16, 16), (1, 16, 900))]
-    for stack, found in zip(stacks, orthogonalised(stacks), strict=True):
+    for stack, found in zip(stacks, newton_schulz(stacks), strict=True):
         u, _, vh = torch.linalg.svd(stack, full_matrices=False)
         turned = u.mT @ found @ vh.mT  # diagonal, if the vectors are the same
         values = turned.diagonal(dim1=-2, dim2=-1)
@@ -19,7 +19,7 @@ def test_orthogonalised_keeps_the_singular_vectors():
 
 
 def test_orthogonalised_of_nothing_is_nothing():
-    assert not orthogonalised([torch.zeros(1, 4, 6)])[0].any()
+    assert not newton_schulz([torch.zeros(1, 4, 6)])[0].any()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -27,19 +27,19 @@ def test_many_updates_at_once_turn_as_each_does(layout):
     torch.manual_seed(0)
     shapes = [(16, 3, 3, 3), (32, 16, 3, 3), (2 * BLOCK, 8, 3, 3), (16, 8, 2, 2), (1, 16, 1, 1), (16, 64, 3, 3)]
     updates = [torch.randn(shape).contiguous(memory_format=layout) for shape in shapes]
-    for update, turned in zip(updates, directions(updates), strict=True):
-        torch.testing.assert_close(turned, directions([update])[0], atol=1e-5, rtol=1e-4)
+    for update, turned in zip(updates, orthogonalize(updates), strict=True):
+        torch.testing.assert_close(turned, orthogonalize([update])[0], atol=1e-5, rtol=1e-4)
 
 
 def reference(weights, gradients, lr, momentum=0.9):
-    """Nesterov's momentum, each step's matrix orthogonalised, and a vector's signs."""
+    """Nesterov's momentum, each step's matrix newton_schulz, and a vector's signs."""
     average = torch.zeros_like(weights)
     for gradient in gradients:
         average = momentum * average + (1 - momentum) * gradient
         step = (1 - momentum) * gradient + momentum * average
         if step.ndim > 1:
             wide = step.flatten(1)
-            step = orthogonalised([wide[None]])[0].view_as(step) * max(1, len(wide) / wide.shape[1]) ** 0.5
+            step = newton_schulz([wide[None]])[0].view_as(step) * max(1, len(wide) / wide.shape[1]) ** 0.5
         else:
             step = step.sign()
         weights = weights - lr * step

@@ -12,7 +12,7 @@ from PIL import Image
 
 import train
 from support.page import update_page
-from support.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, Picture, save_mask
+from support.visualize import FALSE_NEGATIVE, FALSE_POSITIVE, Picture, save_mask
 
 HEIGHT, WIDTH = 40, 60
 NAMES = ["plain", "100% sûr? #1 <b>&'\"", "x" * 60]

@@ -19,10 +19,10 @@ from PIL import Image
 
 import predict
 import train
+from support.device import autocast
 from support.errors import run_script
-from support.machine import autocast
-from support.pictures import draw_overlay, scale_to_mask
 from support.reading import read_image
+from support.visualize import draw_overlay, scale_to_mask
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,7 +139,7 @@ def test_a_large_mask_takes_no_float_for_each_pixel(tmp_path):  # case 90
     script = """
 import resource
 import numpy as np
-from support.pictures import scale_to_mask
+from support.visualize import scale_to_mask
 logits = np.linspace(-1, 1, 160 * 240, dtype=np.float32).reshape(160, 240)
 scale_to_mask(logits, (64, 64), 0.0)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

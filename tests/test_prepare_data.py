@@ -10,7 +10,7 @@ from PIL import Image
 import prepare_data
 from support import sample
 from support.errors import BadInput
-from support.reading import find_pairs
+from support.pairs import find_pairs
 
 
 def listing(folder: Path) -> dict[str, str]:

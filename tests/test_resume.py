@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import dataset
 import train
 from model import UNET
 from support.checkpoint import read_checkpoint, save_checkpoint
@@ -181,7 +182,7 @@ PIECES = {
 def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, capsys, uninterrupted, piece):
     compose = A.Compose
     monkeypatch.setattr(train, "UNET", Dropping)
-    monkeypatch.setattr(train.A, "Compose", lambda steps: compose([A.Lambda(image=noise), *steps]))
+    monkeypatch.setattr(dataset.A, "Compose", lambda steps: compose([A.Lambda(image=noise), *steps]))
     arguments = [*folders, "--NUM_WORKERS", "0", "--SAVE_MINUTES", "60"]
 
     def seed() -> None:
@@ -314,10 +315,10 @@ def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number
     assert members(process.pid) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kill_run.py forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="benchmarks/kills.py forks")
 def test_a_few_kills(tmp_path):
     """The long form, with hundreds, is the command in the README."""
-    command = [sys.executable, str(ROOT / "tests/kill_run.py"), "--kills", "4"]
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 kills: 0 checkpoints lost, 0 resumed runs that ended differently" in done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_resume import members
 
-import study
+from benchmarks import study
 from support.errors import BadInput
 
 
@@ -63,7 +63,7 @@ def test_sigterm_ends_its_run_too_and_leaves_nothing(folders, tmp_path):
     small |= {"IMG_DIR": folders[1], "MASK_DIR": folders[3]}
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen(
-        [sys.executable, study.__file__, "--FEATURES", "4", "8", *words],
+        [sys.executable, "-m", "benchmarks.study", "--FEATURES", "4", "8", *words],
         env={**os.environ, "TMPDIR": str(scratch)},
         start_new_session=True,
     )

@@ -61,7 +61,7 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
         pictures = sorted(path.name for path in (tmp_path / "saved_images" / epoch).iterdir())
         names = [f"{3:012x}_{view:02d}" for view in range(1, 6)]
         expected = [f"{name}_{kind}.png" for name in names for kind in ("errors", "pred")]
-        assert pictures == [*expected, "scores.json", "sheet.png"]
+        assert pictures == [*expected, "grid.png", "scores.json"]
     mask = np.asarray(Image.open(tmp_path / "saved_images/epoch_002" / pictures[1]))
     assert mask.shape == (32, 48) and set(np.unique(mask)) <= {0, 255}
     printed = capsys.readouterr().out
@@ -112,7 +112,7 @@ def test_a_new_run_sets_the_old_ones_results_aside(folders, tmp_path, capsys):
         assert (aside / name).exists() and (tmp_path / name).exists()
     assert len(list((tmp_path / "runs").rglob("events.*"))) == 2
     assert (aside / "my_checkpoint.pth.tar").read_bytes() == old
-    assert (aside / "saved_images/epoch_001/sheet.png").exists()
+    assert (aside / "saved_images/epoch_001/grid.png").exists()
     assert f"the results of the run before are now in {aside}" in capsys.readouterr().out
 
 
@@ -148,7 +148,7 @@ def test_a_script_written_for_the_tutorial_runs_unchanged(tmp_path):
     assert done.stdout.count("3 images at 32x48: dice") == 2
     assert (tmp_path / "my_checkpoint.pth.tar").exists()
     assert {path.name for path in (tmp_path / "saved_images").iterdir()} == {
-        "sheet.png",
+        "grid.png",
         *(f"val{i}_pred.png" for i in range(3)),
     }
 

@@ -9,15 +9,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from losses import BCEDiceLoss
 from model import UNET
 from utils import (
+    archive_results,
     check_accuracy,
     count_overlap,
     dice_scores,
     evaluating,
     get_loaders,
     iou_scores,
-    one_cycle,
     save_predictions_as_imgs,
-    set_aside,
+    warmup_cosine,
 )
 
 
@@ -95,10 +95,10 @@ def test_loss_of_joined_batches_is_the_mean_of_theirs():
 
 
 def test_one_cycle_rises_and_falls():
-    assert one_cycle(0) == pytest.approx(0.04)
-    assert one_cycle(0.2) == pytest.approx(1)
-    assert one_cycle(0.6) == pytest.approx(0.5)
-    assert one_cycle(1) == pytest.approx(0)
+    assert warmup_cosine(0) == pytest.approx(0.04)
+    assert warmup_cosine(0.2) == pytest.approx(1)
+    assert warmup_cosine(0.6) == pytest.approx(0.5)
+    assert warmup_cosine(1) == pytest.approx(0)
 
 
 def loaders(folder, workers=0, **options):
@@ -135,14 +135,14 @@ def test_predictions_are_drawn_with_names_and_the_worst_first(tmp_path):
     model = UNET(features=[2, 4])
     save_predictions_as_imgs(val, model, folder=tmp_path / "saved", device="cpu", num_images=3)
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == [
-        "sheet.png",
+        "grid.png",
         "v0_pred.png",
         "v1_pred.png",
         "v3_pred.png",
     ]
     expected = (model.eval()(val.dataset[1][0][None]) > 0)[0, 0].numpy()
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "saved/v1_pred.png")), expected * 255)
-    sheet = Image.open(tmp_path / "saved/sheet.png")
+    sheet = Image.open(tmp_path / "saved/grid.png")
     assert sheet.width > 4 * 240 and sheet.height > 3 * 160
 
 
@@ -152,7 +152,7 @@ def test_results_are_set_aside_and_never_overwritten(tmp_path):
     places = []
     for run in range(3):
         (tmp_path / "saved/a.png").write_text(str(run))
-        places.append(set_aside(tmp_path, ["saved/*.png", "*.tar"]))
-    assert set_aside(tmp_path, ["saved/*.png"]) is None
+        places.append(archive_results(tmp_path, ["saved/*.png", "*.tar"]))
+    assert archive_results(tmp_path, ["saved/*.png"]) is None
     assert [(place / "saved/a.png").read_text() for place in places] == ["0", "1", "2"]
     assert [path.name for path in (tmp_path / "saved").iterdir()] == [".gitkeep"]

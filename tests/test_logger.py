@@ -13,14 +13,14 @@ from test_resume import interrupted
 
 import train
 from support.run import Run
-from utils import one_cycle
+from utils import warmup_cosine
 
 ROOT = Path(__file__).parent.parent
 Series = dict[str, list[tuple[int, float]]]
 
 
 def read(folder: Path) -> tuple[EventAccumulator, Series]:
-    """What TensorBoard makes of a folder: all of it, and its curves by name."""
+    """What TensorBoard makes of a folder: all of it, and its logger by name."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
     return events, {
         name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()["scalars"]
@@ -51,26 +51,26 @@ def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkey
     train.main([*folders, *arguments, "--OUT_DIR", str(tmp_path)])
     printed = [line for line in capsys.readouterr().out.splitlines() if "dice" in line]
 
-    events, curves = read(tmp_path / "runs/train")
-    assert curves.keys() == {"loss", "learning_rate", "scale", "images_per_s"}
+    events, logger = read(tmp_path / "runs/train")
+    assert logger.keys() == {"loss", "learning_rate", "scale", "images_per_s"}
     steps = [10, 12, 22, 24]
-    assert all([step for step, _ in curve] == steps for curve in curves.values())
+    assert all([step for step, _ in curve] == steps for curve in logger.values())
     means = [np.mean(losses[start:end]) for start, end in ((0, 10), (10, 12), (12, 22), (22, 24))]
-    assert [value for _, value in curves["loss"]] == pytest.approx(means, rel=1e-5)
-    rates = [train.LEARNING_RATE * one_cycle(step / 24) for step in steps]
-    assert [value for _, value in curves["learning_rate"]] == pytest.approx(rates, rel=1e-5, abs=1e-9)
-    assert all(value > 0 for _, value in curves["images_per_s"])
+    assert [value for _, value in logger["loss"]] == pytest.approx(means, rel=1e-5)
+    rates = [train.LEARNING_RATE * warmup_cosine(step / 24) for step in steps]
+    assert [value for _, value in logger["learning_rate"]] == pytest.approx(rates, rel=1e-5, abs=1e-9)
+    assert all(value > 0 for _, value in logger["images_per_s"])
     table = events.Tensors("constants/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| BATCH_SIZE | 1 |" in table and "| FEATURES | [4, 8] |" in table
 
-    events, curves = read(tmp_path / "runs/val")
-    assert {"loss", "dice", "iou"} <= curves.keys()
-    for name, curve in curves.items():
+    events, logger = read(tmp_path / "runs/val")
+    assert {"loss", "dice", "iou"} <= logger.keys()
+    for name, curve in logger.items():
         assert [step for step, _ in curve] == [12, 24]
         assert all(f"{name} {value:.4f}" in line for (_, value), line in zip(curve, printed, strict=True))
     for number, sheet in enumerate(events.Images("sheet")):
         drawn = np.asarray(Image.open(io.BytesIO(sheet.encoded_image_string)))
-        saved = np.asarray(Image.open(tmp_path / f"saved_images/epoch_{number + 1:03d}/sheet.png"))
+        saved = np.asarray(Image.open(tmp_path / f"saved_images/epoch_{number + 1:03d}/grid.png"))
         np.testing.assert_array_equal(drawn, saved)
 
 
@@ -101,7 +101,7 @@ def test_a_resumed_run_goes_on_with_its_curves(folders, tmp_path, arguments, uni
     monkeypatch.setattr(Run, "restore", keep_copy)
     interrupted(arguments, out, [stop], monkeypatch)
     assert curves_of(out) == uninterrupted
-    shutil.copy(copy, latest)  # as if the machine had died with what was saved last, but for the curves
+    shutil.copy(copy, latest)  # as if the machine had died with what was saved last, but for the logger
     train.main([*arguments, "--OUT_DIR", str(out), "--LOAD_MODEL"])
     assert len(list((out / "runs/val").iterdir())) == 2 + (stop == (1, 10))  # what is left out is still there
     assert curves_of(out) == uninterrupted
@@ -112,7 +112,7 @@ def in_python(script: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
 
 
-USE = "from support.curves import Curves; from pathlib import Path; c = Curves(Path(sys.argv[1]), {'A': 1}); "
+USE = "from support.logger import Logger; from pathlib import Path; c = Logger(Path(sys.argv[1]), {'A': 1}); "
 
 
 def test_without_tensorboard_there_are_no_curves_and_no_error(tmp_path):

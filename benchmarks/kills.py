@@ -1,7 +1,7 @@
 """Kill a training run at random moments, resume it, and compare the end with that of a run left alone.
 
-    python tests/kill_run.py --kills 200          # POSIX only, since it forks
-    python tests/kill_run.py --kills 200 --plain  # with a plain torch.save in place of ours: this must fail
+    python -m benchmarks.kills --kills 200          # POSIX only, since it forks
+    python -m benchmarks.kills --kills 200 --plain  # with a plain torch.save in place of ours: this must fail
 
 Three of four kills are aimed at a save. It prints the seed and what was going on at each kill.
 """
@@ -20,15 +20,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
 import torch
 import torch.utils.tensorboard  # noqa: F401  here, so that not every child has to
-from conftest import write_pairs
 
 import train
 from support import checkpoint
 from support.errors import BadInput
+from tests.conftest import write_pairs
 
 PHASES = ["starting", "training", "writing", "syncing", "verifying", "renaming", "finished"]
 

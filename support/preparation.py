@@ -17,9 +17,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from support.errors import BadInput, refuse
-from support.machine import count_cores, explaining, leave_signals_to_parent, writable_folder
-from support.reading import ONE_CLASS, Classes, Facts, Pair, Size, examine_pair
+from support.device import count_cores
+from support.errors import BadInput, explain_limits, refuse
+from support.files import writable_folder
+from support.reading import ONE_CLASS, Classes, Metadata, Pair, Size, inspect_pair
+from support.signals import ignore_signals_in_worker
 
 VERSION = 4  # of a record's layout and of how pictures are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
@@ -54,9 +56,9 @@ class _Records(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Facts] | tuple[None, BadInput]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Metadata] | tuple[None, BadInput]:
         try:
-            image, mask, facts = examine_pair(self.pairs[index], self.size, self.classes)
+            image, mask, facts = inspect_pair(self.pairs[index], self.size, self.classes)
         except BadInput as error:
             return None, error
         return np.concatenate([image.ravel(), mask.ravel()]), facts
@@ -81,7 +83,7 @@ def open_cache(pairs: list[Pair], size: Size, folder: str | Path, classes: Class
 
 def gather_facts(
     pairs: list[Pair], size: Size | None = None, folder: str | Path = "", classes: Classes = ONE_CLASS
-) -> list[Facts | BadInput]:
+) -> list[Metadata | BadInput]:
     """The facts about each pair, or what is wrong with it.
 
     With `folder`, facts are remembered there, and pairs are read only where a file's name, length or time of change
@@ -99,20 +101,20 @@ def gather_facts(
     fresh = iter(_read_all(unknown, size or SMALL, classes, path if path and not path.exists() else None))
     found = [known[stamp] if stamp in known else next(fresh) for stamp in stamps]
     if memory and unknown:
-        facts = {stamp: fact for stamp, fact in zip(stamps, found, strict=True) if isinstance(fact, Facts)}
+        facts = {stamp: fact for stamp, fact in zip(stamps, found, strict=True) if isinstance(fact, Metadata)}
         part = writable_folder(memory.parent, REMEDY) / f"{memory.stem}.{os.getpid()}.part"
-        with explaining():
+        with explain_limits():
             part.write_text(json.dumps({"version": version, "facts": facts}), encoding="ascii")
             os.replace(part, memory)
     return found
 
 
-def _recall(memory: Path, version: str) -> dict[str, Facts]:
+def _recall(memory: Path, version: str) -> dict[str, Metadata]:
     """The facts in a file, by stamp; none where it is absent, broken or of another version."""
     try:
         content = json.loads(memory.read_text(encoding="ascii"))
         if content["version"] == version:
-            return {stamp: Facts(tuple(size), *rest) for stamp, (size, *rest) in content["facts"].items()}
+            return {stamp: Metadata(tuple(size), *rest) for stamp, (size, *rest) in content["facts"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # everything is read again
     return {}
@@ -146,7 +148,9 @@ def _has_room(pairs: list[Pair], size: Size, folder: str | Path) -> bool:
     return needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(Path(folder), REMEDY)).free
 
 
-def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None = None) -> list[Facts | BadInput]:
+def _read_all(
+    pairs: list[Pair], size: Size, classes: Classes, path: Path | None = None
+) -> list[Metadata | BadInput]:
     """Read every pair, in several processes. With `path`, also write the records there: the file appears only where
     every pair could be read, when it is whole, and older ones of the same folders and size go."""
     if not pairs:
@@ -158,13 +162,13 @@ def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=ignore_signals_in_worker,
         generator=torch.Generator(),  # else it would draw from the run's own, and change the first weights
     )
     part = path.with_suffix(f".{os.getpid()}.part") if path else Path(os.devnull)
     found = []
     try:
-        with explaining(), open(part, "wb") as file:
+        with explain_limits(), open(part, "wb") as file:
             for record, finding in tqdm(loader, desc=f"reading {pairs[0][0].parent}", unit="pairs", delay=1):
                 found.append(finding)
                 if path and record is not None:

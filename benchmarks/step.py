@@ -1,10 +1,10 @@
 """What each setting of a training step brings on this machine, what bounds the step, and how large a batch fits.
 
-    python benchmark_step.py                                  # a few steps of a small batch, as suits a CPU
-    python benchmark_step.py --BATCH_SIZE 128 --STEPS 30      # as suits a large GPU
-    python benchmark_step.py --ONLY COMPILE                   # the defaults, and the settings with this word
-    python benchmark_step.py --ONLY bounds                    # the defaults, and what bounds them
-    python benchmark_step.py --IMAGE_HEIGHT 1280 --IMAGE_WIDTH 1918 --BATCH_SIZE 4 --STEPS 10
+    python -m benchmarks.step                                  # a few steps of a small batch, as suits a CPU
+    python -m benchmarks.step --BATCH_SIZE 128 --STEPS 30      # as suits a large GPU
+    python -m benchmarks.step --ONLY COMPILE                   # the defaults, and the settings with this word
+    python -m benchmarks.step --ONLY bounds                    # the defaults, and what bounds them
+    python -m benchmarks.step --IMAGE_HEIGHT 1280 --IMAGE_WIDTH 1918 --BATCH_SIZE 4 --STEPS 10
 
 All on a synthetic batch, with train.py's own `train_fn`. Each setting has a process of its own.
 """
@@ -18,9 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from support import environment  # noqa: F401, before the libraries that it is about
-
-# isort: split
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -28,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmark import (
+from benchmarks.speed import (
     Side,
     apart,
     describe_machine,
@@ -40,9 +37,10 @@ from benchmark import (
     synchronise,
     synthetic_batch,
 )
-from support.errors import BadInput, exit_on_sigterm, run_script
-from support.machine import choose_device, make_deterministic
+from support.device import choose_device, make_deterministic
+from support.errors import BadInput, run_script
 from support.options import ConstantParser
+from support.signals import exit_on_sigterm
 
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels

@@ -1,74 +1,20 @@
 """What the machine has, and how a run makes use of it."""
 
-import atexit
 import ctypes
-import multiprocessing
 import os
 import platform
-import re
-import signal
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from support.errors import BadInput, warn
 
-# What a machine can run out of: how the system says so, what it means, and what to do. Searched in this order.
-LIMITS = (
-    (
-        r"DataLoader worker|shared memory|</torch_",
-        "a process that reads photographs died",
-        "Set NUM_WORKERS lower, or to 0, or allow more memory (in Docker, --shm-size 8g)",
-    ),
-    (
-        r"out of memory|allocate memory|MemoryError|not enough memory",
-        "out of memory",
-        "Lower BATCH_SIZE, IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
-    ),
-    (
-        r"No space left|quota exceeded|File too large",
-        "the disk is full",
-        "Make room; what was saved before is whole",
-    ),
-    (
-        r"C\+\+ compiler|C compiler|triton installation",
-        "COMPILE finds no compiler",
-        "Install one (g++; on CUDA Triton, too), or leave COMPILE out",
-    ),
-    (r"Too many open files", "too many open files", "Set NUM_WORKERS lower, or raise ulimit -n"),
-)
-
-
-@contextmanager
-def explaining(subject: str = "reading photographs") -> Iterator[None]:
-    """Make a BadInput of what the body raises where the machine has run out of something; `subject` is the work."""
-    try:
-        yield
-    except (RuntimeError, OSError, MemoryError) as error:
-        text = f"{type(error).__name__}: {error}"
-        for pattern, finding, remedy in LIMITS:
-            if re.search(pattern, text, re.I):
-                raise BadInput(subject, f"{finding} ({text.splitlines()[0].rstrip('. ')[:200]})", remedy) from error
-        raise
-
 
 def count_cores() -> int:
     """Cores that this process may use, which in a container or under a queue are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def writable_folder(folder: Path, remedy: str = "Give another --OUT_DIR") -> Path:
-    """The folder, made where it is missing. Raises BadInput where it can't be made or written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise BadInput(folder, f"can't be written to ({error.strerror})", remedy) from error
 
 
 def give_memory_back() -> None:
@@ -148,24 +94,3 @@ def choose_num_workers(number: int | str, device: torch.device, processes: int =
         warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's own words for it, in two lines
         warn(f"NUM_WORKERS {number}", f"more than the {count_cores()} cores here", "Fewer are likely to be faster")
     return int(number)
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """Have a loader's worker ignore SIGINT and SIGTERM, which can reach a run's whole group: the run still needs it
-    for the step that it finishes before it saves. Together with `end_workers_at_exit`, which ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def end_workers_at_exit() -> None:
-    """Have the workers of this process's loaders killed at its end, when Python would wait for them for ever."""
-    atexit.unregister(_kill_workers)
-    atexit.register(_kill_workers)
-
-
-def _kill_workers() -> None:
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's own handler would take it for an accident
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()

@@ -1,9 +1,9 @@
 """Which parts of train.py's recipe earn their place: the optimizer, the schedule, the loss, the augmentation. One
 change at a time, over several seeds, on held-out cars.
 
-    python study.py                                                # a quarter of the FEATURES: an hour on two cores
-    python study.py --ONLY outline --SEEDS 0                       # the recipe and the changes with this word
-    python study.py --FEATURES 64 128 256 512 --TRAIN_CARS 0 --NUM_EPOCHS 3    # all photographs, on a GPU
+    python -m benchmarks.study                         # a quarter of the FEATURES: an hour on two cores
+    python -m benchmarks.study --ONLY outline --SEEDS 0   # the recipe and the changes with this word
+    python -m benchmarks.study --FEATURES 64 128 256 512 --TRAIN_CARS 0 --NUM_EPOCHS 3   # all images, on a GPU
 
 Each run is train.py's own `main` in a process of its own, with one thing changed. It needs Carvana's photographs.
 Each seed draws its own cars to learn from and to score on, which all changes share, so that their differences say
@@ -22,23 +22,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from support import environment  # noqa: F401, before the libraries that it is about
-
-# isort: split
 import albumentations as A
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import train
-from benchmark import Curve, apart, describe_machine
+from benchmarks.speed import Curve, apart, describe_machine
 from losses import BCEDiceLoss
 from model import UNET
 from prepare_data import FOLDERS, by_group
-from support.errors import BadInput, exit_on_sigterm, run_script
-from support.machine import choose_device
+from support.device import choose_device
+from support.errors import BadInput, run_script
 from support.options import ConstantParser
-from support.reading import find_pairs
+from support.pairs import find_pairs
+from support.signals import exit_on_sigterm
 
 IMG_DIR = "data/train_images/"  # photographs of the cars to share out
 MASK_DIR = "data/train_masks/"  # their masks
@@ -148,7 +146,7 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "all steps at full size": (["--HALF_SIZE_SHARE", "0"], {}),
     "a quarter of the steps at half size": (["--HALF_SIZE_SHARE", "0.25"], {}),
-    "a learning rate that doesn't fall": ([], {"one_cycle": lambda progress: min(1, 0.04 + 5 * progress)}),
+    "a learning rate that doesn't fall": ([], {"warmup_cosine": lambda progress: min(1, 0.04 + 5 * progress)}),
     "averaged weights": ([], averaged_weights()),
     "slower BatchNorm statistics": ([], {"UNET": slow_statistics}),
     "BatchNorm statistics measured before each score": ([], measured_statistics()),

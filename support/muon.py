@@ -12,7 +12,7 @@ BLOCK = 256  # outputs made orthogonal together: all of a layer's would take thr
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps have singular values of about 1. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
 
-    The gradient of a weight, as a matrix of outputs by inputs, is large in a few directions and small in all
+    The gradient of a weight, as a matrix of outputs by inputs, is large in a few orthogonalize and small in all
     others, and so are Adam's steps. Muon's go as far in each direction: all are learned at once. A step moves a
     unit's output by about `lr`, however many inputs it has, so that one rate suits layers of all sizes.
 
@@ -47,10 +47,10 @@ class Muon(torch.optim.Optimizer):
         gradients = [parameter.grad for parameter in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's
-        torch._foreach_sub_(parameters, directions(updates), alpha=rate)
+        torch._foreach_sub_(parameters, orthogonalize(updates), alpha=rate)
 
 
-def directions(updates: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalize(updates: Sequence[Tensor]) -> list[Tensor]:
     """Updates of weights with all their singular values made about 1, or those of vectors as their signs."""
     if updates[0].ndim < 2:
         return torch._foreach_sign(updates)
@@ -60,14 +60,14 @@ def directions(updates: Sequence[Tensor]) -> list[Tensor]:
         blocks = len(column) // BLOCK if len(column) % BLOCK == 0 else 1
         matrices.append(column.reshape(blocks, len(column) // blocks, -1))
     found = []
-    for column, turned in zip(columns, orthogonalised(matrices), strict=True):
+    for column, turned in zip(columns, newton_schulz(matrices), strict=True):
         ratio = len(column) ** 2 / column.numel()  # of outputs to inputs: with more, each moves as far
         turned = turned * ratio**0.5 if ratio > 1 else turned
         found.append(turned.reshape(column.shape).movedim(-1, 1))
     return found
 
 
-def orthogonalised(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:
+def newton_schulz(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:
     """Stacks of matrices (B, m, n) with their singular vectors kept, and their singular values made about 1 (0.7 to
     1.2) where they weren't tiny beside the largest.
 

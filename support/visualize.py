@@ -139,7 +139,7 @@ def classes_in(pictures: list[Picture]) -> dict[int, str]:
     return {number: "#" + PALETTE[number].tobytes().hex() for number in found}
 
 
-def draw_sheet(rows: list[Picture], path: Path) -> None:
+def draw_grid(rows: list[Picture], path: Path) -> None:
     """Write a PNG with a row for each picture: photograph, truth, prediction, errors; above them name and Dice."""
     height, width = rows[0].truth.shape
     scale = min(max(1, SMALLEST_PANEL / width), LARGEST_PANEL / width)

@@ -2,7 +2,7 @@
 
 import pytest
 
-import benchmark_step
+from benchmarks import step
 from support.errors import BadInput
 
 SMALL = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--REPEATS", "2", "--DEVICE", "cpu"]
@@ -15,33 +15,33 @@ def rows(table: str) -> dict[str, list[str]]:
 
 def test_settings_are_compared(tmp_path):
     out = tmp_path / "table.md"
-    benchmark_step.main([*SMALL, "--ONLY", "fused", "--OUT", str(out)])
+    step.main([*SMALL, "--ONLY", "fused", "--OUT", str(out)])
     found = rows(out.read_text())
-    assert list(found) == ["setting", benchmark_step.DEFAULT, "AdamW, fused"]
+    assert list(found) == ["setting", step.DEFAULT, "AdamW, fused"]
     for cells in list(found.values())[1:]:
         rate, times, share, memory, first = (float(cell.split()[0]) for cell in cells)
         assert min(rate, times, share, memory, first) > 0
-    assert found[benchmark_step.DEFAULT][1] == "1.00"
+    assert found[step.DEFAULT][1] == "1.00"
     with pytest.raises(BadInput, match="nothing has 'nosuch' in its name. The names are: train.py's"):
-        benchmark_step.main(["--ONLY", "nosuch"])
+        step.main(["--ONLY", "nosuch"])
 
 
 def test_what_bounds_a_step_can_be_asked_for_alone(capsys):
-    benchmark_step.main([*SMALL, "--ONLY", "bounds"])
+    step.main([*SMALL, "--ONLY", "bounds"])
     found = rows(capsys.readouterr().out)
-    assert {benchmark_step.DEFAULT, *benchmark_step.KINDS} < {*found} and "float32" not in found
+    assert {step.DEFAULT, *step.KINDS} < {*found} and "float32" not in found
 
 
 def test_an_impossible_batch_is_a_line_of_the_table():
-    parser = benchmark_step.ConstantParser(vars(benchmark_step))
+    parser = step.ConstantParser(vars(step))
     options = parser.parse_args([*SMALL, "--BATCH_SIZE", str(2**40)])
-    assert "memory" in benchmark_step.measure(benchmark_step.DEFAULT, options).error
+    assert "memory" in step.measure(step.DEFAULT, options).error
 
 
 def test_the_times_of_a_step_and_their_bounds():
-    options = benchmark_step.ConstantParser(vars(benchmark_step)).parse_args(SMALL)
-    found = rows("\n".join(benchmark_step.find_bounds(options)))
-    assert {*found} == {"work", *benchmark_step.KINDS}
+    options = step.ConstantParser(vars(step)).parse_args(SMALL)
+    found = rows("\n".join(step.find_bounds(options)))
+    assert {*found} == {"work", *step.KINDS}
     shares = {name: [float(cell) for cell in cells] for name, cells in found.items() if name != "work"}
     assert sum(cells[1] for cells in shares.values()) == pytest.approx(100, abs=0.5)
     for kind in ("convolutions", "BatchNorm", "ReLU", "pooling", "matrix products, of the optimizer"):
@@ -49,9 +49,9 @@ def test_the_times_of_a_step_and_their_bounds():
 
 
 def test_needs_are_counted_by_hand():
-    conv = benchmark_step.nn.Conv2d(3, 8, 3, padding=1, bias=False)
-    images = benchmark_step.torch.rand(2, 3, 16, 16)
-    with benchmark_step.torch.no_grad(), benchmark_step.Needs() as needs:
+    conv = step.nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    images = step.torch.rand(2, 3, 16, 16)
+    with step.torch.no_grad(), step.Needs() as needs:
         conv(images)
     assert needs.flop["convolutions"] == 2 * 2 * 8 * 16 * 16 * 3 * 9
     assert needs.bytes["convolutions"] == 4 * (2 * 3 * 256 + 8 * 3 * 9 + 2 * 8 * 256)
@@ -59,5 +59,5 @@ def test_needs_are_counted_by_hand():
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 9, 100, 1000])
 def test_the_largest_that_fits(limit):
-    found = benchmark_step.largest(lambda number: number <= limit)
+    found = step.largest(lambda number: number <= limit)
     assert limit - limit // 16 <= found <= limit

@@ -3,10 +3,10 @@
 The plain loop is what the copies of the tutorial that README.md names do: two workers decode both files in full for
 every sample; Adam at 1e-4, cross-entropy, float16 on CUDA. It is written out below, with the same U-Net.
 
-    python benchmark.py                                             # on the rendered sample set
-    python benchmark.py --IMG_DIR photos/ --MASK_DIR masks/         # on true files
-    python benchmark.py --PARTS learning --TARGET_DICE 0.95         # how fast both learn
-    python benchmark.py --OUT benchmarks/speed.md                   # also write the table into a file
+    python -m benchmarks.speed                                             # on the rendered sample set
+    python -m benchmarks.speed --IMG_DIR photos/ --MASK_DIR masks/         # on true files
+    python -m benchmarks.speed --PARTS learning --TARGET_DICE 0.95         # how fast both learn
+    python -m benchmarks.speed --OUT benchmarks/speed.md                   # also write the table into a file
 
 The two sides take turns after a warm-up; a figure is the median over REPEATS, with the lowest and the highest.
 """
@@ -30,9 +30,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from support import environment  # noqa: F401, before the libraries that it is about
-
-# isort: split
 import albumentations as A
 import cv2
 import numpy as np
@@ -49,10 +46,12 @@ from dataset import CarvanaDataset
 from losses import BCEDiceLoss
 from model import UNET
 from prepare_data import sample_if_empty
-from support.errors import BadInput, counted, exit_on_sigterm, run_script
-from support.machine import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
+from support.device import choose_device, choose_memory_format, choose_num_workers, choose_precision, count_cores
+from support.errors import BadInput, counted, run_script
 from support.options import ConstantParser
-from support.reading import Pair, find_pairs
+from support.pairs import find_pairs
+from support.reading import Pair
+from support.signals import exit_on_sigterm
 from train import LEARNING_RATE, make_optimizer, make_transforms, train_fn
 from utils import check_accuracy, get_loaders
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_pairs
 
 from dataset import CarvanaDataset
-from support import cache
+from support import preparation
 from support.errors import BadInput
 from support.reading import read_mask
 
@@ -64,7 +64,7 @@ def test_a_change_of_files_size_or_version_makes_it_anew(tmp_path, monkeypatch):
     write_pairs(tmp_path / "i", tmp_path / "m", ["c"])
     dataset_of(tmp_path)
     names.append(caches(tmp_path))
-    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    monkeypatch.setattr(preparation, "VERSION", preparation.VERSION + 1)
     dataset_of(tmp_path)
     names.append(caches(tmp_path))
     assert all(len(name) == 1 for name in names) and len({name[0] for name in names}) == 4
@@ -83,7 +83,7 @@ def test_a_file_that_breaks_it_off_leaves_nothing_half_written(tmp_path):
 
 def test_without_room_it_goes_on_without(tmp_path, monkeypatch, capsys):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
-    monkeypatch.setattr(cache, "SPARE_BYTES", 2**62)
+    monkeypatch.setattr(preparation, "SPARE_BYTES", 2**62)
     dataset = dataset_of(tmp_path)
     assert dataset.cache is None and dataset[0][0].shape == (*SIZE, 3)
     assert "no room in" in capsys.readouterr().out
@@ -112,11 +112,11 @@ def test_the_pass_that_gathers_facts_makes_the_cache(tmp_path, count):
     write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
     plain = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=SIZE)
     expected, shares = plain[1], [(read_mask(mask)).mean() for _, mask in plain.pairs]
-    facts = cache.gather_facts(plain.pairs, SIZE, tmp_path / "cache")
+    facts = preparation.gather_facts(plain.pairs, SIZE, tmp_path / "cache")
     assert [fact.foreground for fact in facts] == pytest.approx(shares) and {f.size for f in facts} == {(64, 96)}
     assert len({fact.digest for fact in facts}) == count
     for path in plain.pairs[1]:
         replace_unnoticed(path)
-    assert cache.gather_facts(plain.pairs, SIZE, tmp_path / "cache") == facts
+    assert preparation.gather_facts(plain.pairs, SIZE, tmp_path / "cache") == facts
     again = dataset_of(tmp_path)[1]
     assert all(np.array_equal(array, other) for array, other in zip(expected, again, strict=True))

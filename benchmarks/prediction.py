@@ -1,6 +1,6 @@
 """Measure predict.py: each stage by itself, whole runs from JPEG to PNG and to a line for Kaggle, and the memory.
 
-    python tests/measure_predict.py photos/ masks/ --checkpoint best_checkpoint.pth.tar    # Linux only
+    python -m benchmarks.prediction photos/ masks/ --checkpoint best_checkpoint.pth.tar    # Linux only
 
 Rates take turns, five times; a figure is the median. Processor time is given too: other work disturbs it less. The
 slowest stage is what bounds a whole run, whose stages work at the same time.
@@ -19,15 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent.parent)]
-
 import torch
 
 import predict
 import train
-from benchmark import synchronise
-from support.machine import autocast, count_cores
-from support.reading import find_pairs, read_mask
+from benchmarks.speed import synchronise
+from support.device import autocast, count_cores
+from support.pairs import find_pairs
+from support.reading import read_mask
 from support.rle import encode
 
 KAGGLES = 100_064  # photographs of the competition's test set

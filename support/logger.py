@@ -1,4 +1,4 @@
-"""A run's curves, for TensorBoard: `tensorboard --logdir runs`."""
+"""A run's logger, for TensorBoard: `tensorboard --logdir runs`."""
 
 from contextlib import suppress
 from importlib.util import find_spec
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Curves:
+class Logger:
     """Writes values over a run's steps into `folder`, each part of a run (train, val) into a folder of its own.
 
     A part's file is begun with its first value. From that step on, TensorBoard leaves out what earlier files of the
-    part hold: so a resumed run goes on with its curves, without a gap and without a double. A value is in the file
+    part hold: so a resumed run goes on with its logger, without a gap and without a double. A value is in the file
     when `add` returns, before any checkpoint of its step. Without tensorboard installed nothing is written, and one
     line says so.
     """
@@ -27,7 +27,7 @@ class Curves:
         installed = find_spec("tensorboard") is not None  # imported later: that takes a moment
         self.enabled = enabled and installed
         if not installed:
-            print("tensorboard is not installed, so this run draws no curves (pip install tensorboard)")
+            print("tensorboard is not installed, so this run draws no logger (pip install tensorboard)")
 
     def add(self, part: str, step: int, values: dict[str, float], sheet: Path | None = None) -> None:
         """Write the values after so many steps, and the picture in the file `sheet`."""
@@ -42,7 +42,7 @@ class Curves:
                     writer.add_image("sheet", np.asarray(picture), step, dataformats="HWC")
             writer.flush()
         except OSError as error:  # no reason to stop: a full disk gets its refusal from the next checkpoint
-            print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without curves")
+            print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without logger")
             self.enabled = False
 
     def _begin(self, part: str, step: int) -> "SummaryWriter":

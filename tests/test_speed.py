@@ -3,7 +3,7 @@ import math
 import pytest
 from PIL import Image
 
-import benchmark
+from benchmarks import speed
 from support.errors import BadInput
 
 
@@ -13,7 +13,7 @@ def measure(folders: list[str], *more: str, **options: object) -> None:
     dirs = [names.get(word, word) for word in folders[:8]]
     small = {"IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "BATCH_SIZE": 2, "EPOCH_IMAGES": 14, "REPEATS": 1}
     words = [word for name, value in (small | options).items() for word in (f"--{name}", str(value))]
-    benchmark.main([*dirs, "--FEATURES", "4", "8", *words, *more])
+    speed.main([*dirs, "--FEATURES", "4", "8", *words, *more])
 
 
 def rows(table: str) -> dict[str, list[str]]:
@@ -67,16 +67,16 @@ def test_learning_is_timed_from_the_commands_start(folders, tmp_path):
 
 
 def test_the_row_says_how_many_times_ours_is_better():
-    assert benchmark.row("ms", [4.0, 2.0, 6.0], [2.0, 1.0, 3.0], higher_is_better=False) == (
+    assert speed.row("ms", [4.0, 2.0, 6.0], [2.0, 1.0, 3.0], higher_is_better=False) == (
         "ms",
         "4 (2 to 6)",
         "2 (1 to 3)",
         "2.00",
     )
-    assert benchmark.row("images/s", [4.0], [6.0])[3] == "1.50"
-    assert benchmark.row("s", [math.inf], [6.0], higher_is_better=False)[1:] == (
+    assert speed.row("images/s", [4.0], [6.0])[3] == "1.50"
+    assert speed.row("s", [math.inf], [6.0], higher_is_better=False)[1:] == (
         "never",
         "6",
         "",
     )
-    assert benchmark.row("s", [6.0], [math.inf], higher_is_better=False)[3] == ""
+    assert speed.row("s", [6.0], [math.inf], higher_is_better=False)[3] == ""

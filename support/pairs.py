@@ -1,0 +1,132 @@
+"""Images and their masks in folders: which files belong together, by their names."""
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from support.errors import BadInput, refuse
+from support.reading import Pair
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+MASK_ENDINGS = (".gif", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # after a photograph's stem, or stem_mask
+MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
+CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
+
+
+class Scan(NamedTuple):
+    """What two folders hold, by names alone."""
+
+    pairs: list[Pair]  # sorted by name
+    bad: list[BadInput]  # photographs with no mask or with two, and folders named like pictures
+    unused: list[Path]  # masks without a photograph
+    subfolders: list[Path]  # which nothing looks into
+    skipped: list[Path]  # hidden files, and those without a picture's ending
+
+
+def find_pairs(image_dir: str | Path, mask_dir: str | Path) -> list[Pair]:
+    """Every photograph of a folder with its mask, sorted by name. Raises BadInput as the two functions below do."""
+    found = scan(image_dir, mask_dir)
+    refuse(found.bad)
+    return found.pairs
+
+
+def find_photographs(folder: str | Path) -> list[Path]:
+    """The photographs of a folder, sorted by name.
+
+    Hidden files and files without a picture's ending are skipped. Raises BadInput for a missing folder and for one
+    without photographs.
+    """
+    images = [file for file in _listing(folder)[0] if _is_picture(file, IMAGE_SUFFIXES)]
+    if not images:
+        raise BadInput(folder, "no photographs here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
+    return images
+
+
+def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:
+    """Each photograph with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or the like. Raises
+    BadInput for a missing folder and for each photograph with no mask or with two."""
+    pairs, bad, _ = _match(images, _listing(mask_dir)[0], mask_dir)
+    refuse(bad)
+    return pairs
+
+
+def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
+    """Pair the photographs of a folder with the masks of another. Raises BadInput for a missing or empty folder."""
+    files, folders = _listing(image_dir)
+    mask_files, mask_folders = _listing(mask_dir)
+    images = find_photographs(image_dir)
+    pairs, bad, used = _match(images, mask_files, mask_dir)
+    subfolders = {*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)}
+    named = {folder for folder in subfolders if _is_picture(folder, MASK_FILES)}
+    bad += [
+        BadInput(path, "a folder, though named like a picture", "Rename or remove it") for path in sorted(named)
+    ]
+    hidden = {folder for folder in subfolders if folder.name.startswith(".")}
+    unused = {file for file in mask_files if _is_picture(file, MASK_FILES)} - used
+    skipped = {*files, *mask_files} - used - unused
+    return Scan(pairs, bad, sorted(unused), sorted(subfolders - named - hidden), sorted(skipped))
+
+
+def _match(
+    images: Sequence[Path], mask_files: Sequence[Path], mask_dir: str | Path
+) -> tuple[list[Pair], list[BadInput], set[Path]]:
+    """The pairs, what is wrong with photographs that have no mask or two, and all files taken for one of these."""
+    masks: dict[str, list[Path]] = {}
+    for file in mask_files:
+        masks.setdefault(_same(file.name), []).append(file)
+    pairs, bad, used, names = [], [], set(images), {image.name for image in images}
+    for image in images:
+        names_tried = [image.stem + mark + ending for ending in MASK_ENDINGS for mark in ("_mask", "")]
+        found = [file for name in names_tried for file in masks.get(_same(name), ()) if file != image]
+        used.update(found)
+        unclear = [file.name for file in found if file.name in names] + [image.name] * image.stem.endswith("_mask")
+        if unclear and os.path.samefile(image.parent, mask_dir):
+            finding = f"holds masks and photographs, and {unclear[0]} could be either"
+            raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
+        if not found:
+            tried = f"{image.stem}_mask and {image.stem}, ending in {' '.join(MASK_ENDINGS)}"
+            finding = f"no mask in {mask_dir}; tried {tried}"
+            bad.append(BadInput(image, finding, "Add the mask, or take this file out of the folder"))
+        elif len(found) > 1:
+            bad.append(BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them"))
+        else:
+            pairs.append((image, found[0]))
+    return pairs, bad, used
+
+
+def _is_picture(path: Path, suffixes: Sequence[str]) -> bool:
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def _listing(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """The files and the folders of a folder, sorted by name."""
+    found: tuple[list[Path], list[Path]] = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                found[os.path.isdir(entry)].append(Path(folder, entry.name))
+    except FileNotFoundError as error:
+        raise BadInput(folder, "no such folder", _nearest_folder(Path(folder))) from error
+    except OSError as error:
+        raise BadInput(folder, f"can't be read as a folder ({error.strerror})", "Give another folder") from error
+    return sorted(found[0]), sorted(found[1])
+
+
+def _nearest_folder(missing: Path) -> str:
+    """What to do about a folder that isn't there: the name that comes nearest to it, or all there are."""
+    there = next(parent for parent in missing.parents if parent.is_dir())
+    names = sorted(path.name for path in there.iterdir() if path.is_dir() and not path.name.startswith("."))
+    near = difflib.get_close_matches(missing.relative_to(there).parts[0], names, n=1, cutoff=0.4)
+    if near:
+        return f"Perhaps you meant {there / near[0]}"
+    return f"The folders in {there.absolute()} are: {', '.join(names[:20]) or 'none'}"
+
+
+def _same(name: str) -> str:
+    """Names that a person reads as the same: .PNG and .png, an e with its accent in one character or two."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
