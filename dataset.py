@@ -41,12 +41,12 @@ def make_transforms() -> tuple[A.Compose, A.Compose]:
 
 
 class CarvanaDataset(Dataset):
-    """Photographs with their masks, sorted by name.
+    """Images with their masks, sorted by name.
 
     An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8 (H, W, 3),
     and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and support.reading.IGNORED. The mask
     comes out as float32. With `size`, both are first scaled to (height, width); all items then fit in one batch,
-    whatever the photographs' own sizes.
+    whatever the images' own sizes.
 
     An index is a number, or the (epoch, index) that EpochBatches yields: the transform then draws from
     (seed, epoch, index) alone, so that an item is the same in whichever worker, process or run it is made.

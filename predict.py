@@ -1,11 +1,11 @@
-"""Predict masks of photographs, at the photographs' own sizes.
+"""Predict masks of images, at the images' own sizes.
 
     python predict.py photo.jpg more_photos/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
-    python predict.py photos/ --OVERLAY                             # also the photographs with the masks' outlines
+    python predict.py photos/ --OVERLAY                             # also the images with the masks' outlines
     python predict.py photos/ --MASK_DIR masks/                     # also scores against true masks, at full size
     python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
 
-The network sees a photograph at the size that it was trained at; its logits are scaled up to the photograph's own.
+The network sees a image at the size that it was trained at; its logits are scaled up to the image's own.
 """
 
 import math
@@ -40,7 +40,7 @@ from support.device import (
 from support.errors import BadInput, counted, run_script
 from support.files import writable_folder
 from support.options import ConstantParser
-from support.pairs import find_photographs, with_masks
+from support.pairs import find_images, with_masks
 from support.reading import ONE_CLASS, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
 from support.signals import exit_on_sigterm
@@ -48,21 +48,21 @@ from support.visualize import draw_overlay, save_mask, scale_to_mask
 from utils import count_classes, describe, image_scores, overall_scores
 
 CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size, classes and precision
-OUT = "predictions/"  # gets a mask of each photograph, NAME.png, in 0 and 255 or in numbers; "" writes none
-OVERLAY = False  # True also writes NAME_overlay.jpg, the photograph with the mask's outline or classes in colour
+OUT = "predictions/"  # gets a mask of each image, NAME.png, in 0 and 255 or in numbers; "" writes none
+OVERLAY = False  # True also writes NAME_overlay.jpg, the image with the mask's outline or classes in colour
 MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
 THRESHOLD = 0.5  # of the probability: a pixel above it is foreground; several classes have none
-FLIP = False  # True averages the logits with those of the mirrored photograph, in twice the time
+FLIP = False  # True averages the logits with those of the mirrored image, in twice the time
 
-BATCH_SIZE = 8  # photographs that the network sees at once
-NUM_WORKERS = "auto"  # threads that read photographs and write masks; auto is one for each core
+BATCH_SIZE = 8  # images that the network sees at once
+NUM_WORKERS = "auto"  # threads that read images and write masks; auto is one for each core
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 
 
 class Item(NamedTuple):
-    """A photograph on its way: with its mask's file, its own size, and its image or its logits."""
+    """A image on its way: with its mask's file, its own size, and its image or its logits."""
 
     path: Path
     truth: Path | None
@@ -71,7 +71,7 @@ class Item(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a photograph: its row of `count_classes`, and its mask for Kaggle, where asked for."""
+    """What came of a image: its row of `count_classes`, and its mask for Kaggle, where asked for."""
 
     path: Path
     counts: Tensor | None
@@ -98,7 +98,7 @@ def load_network(path: str | Path, device: torch.device) -> tuple[nn.Module, Siz
     except KeyError as error:
         raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
     if (channels := arguments["in_channels"]) != 3:
-        raise BadInput(path, f"{channels} channels in", "Use one for photographs in colour")
+        raise BadInput(path, f"{channels} channels in", "Use one for images in colour")
     classes = Classes(arguments["out_channels"], constants["IGNORE_INDEX"])
     precision = choose_precision(constants["PRECISION"], device)
     model = UNET(**arguments)
@@ -120,7 +120,7 @@ def predict_logits(model: nn.Module, images: Tensor, *, flip: bool, precision: t
 
 
 def read_item(pair: tuple[Path, Path | None], size: Size, transform: Callable[..., dict[str, Any]]) -> Item:
-    """A photograph as the network sees it."""
+    """A image as the network sees it."""
     image, own_size = read_with_size(pair[0], size)
     return Item(*pair, own_size, transform(image=image)["image"])
 
@@ -139,7 +139,7 @@ def predict_items(
 def finish_item(
     item: Item, *, out: Path | None, overlay: bool, threshold: float, submission: bool, classes: Classes = ONE_CLASS
 ) -> Result:
-    """Write a photograph's mask, score it and encode it, as far as asked for."""
+    """Write a image's mask, score it and encode it, as far as asked for."""
     mask, counts, runs = scale_to_mask(item.values, item.size, threshold), None, ""
     if out is not None:
         save_mask(mask, out / f"{item.path.stem}.png")
@@ -179,7 +179,7 @@ def in_order(
         yield waiting.popleft().result()
 
 
-def predict_photographs(
+def predict_images(
     pairs: Iterable[tuple[Path, Path | None]],
     size: Size,
     network: Callable[[Tensor], np.ndarray],
@@ -188,7 +188,7 @@ def predict_photographs(
     batch_size: int,
     workers: int,
 ) -> Iterator[Result | BadInput]:
-    """What comes of each photograph, in order. Threads read the next ones and finish the last ones meanwhile."""
+    """What comes of each image, in order. Threads read the next ones and finish the last ones meanwhile."""
     most = batch_size + workers
     read = partial(read_item, size=size, transform=make_transforms()[1])
     with ThreadPoolExecutor(workers) as pool:
@@ -197,25 +197,25 @@ def predict_photographs(
 
 
 def find_inputs(words: Iterable[str], out: str, mask_dir: str) -> list[Path]:
-    """The photographs that `words` name, each once: files, and folders of them.
+    """The images that `words` name, each once: files, and folders of them.
 
     Raises BadInput for what isn't there, for a folder without any, for two whose masks would have one name, and
-    where `out` holds the photographs or the true masks.
+    where `out` holds the images or the true masks.
     """
     for word in words:
         if not os.path.lexists(word):
-            raise BadInput(word, "no such file or folder", "Give photographs, or folders of them")
-    found = [file for word in words for file in (find_photographs(word) if os.path.isdir(word) else [Path(word)])]
-    photographs = list({os.path.abspath(file): file for file in found}.values())
+            raise BadInput(word, "no such file or folder", "Give images, or folders of them")
+    found = [file for word in words for file in (find_images(word) if os.path.isdir(word) else [Path(word)])]
+    images = list({os.path.abspath(file): file for file in found}.values())
     names: dict[str, Path] = {}
-    for file in photographs:
+    for file in images:
         if (other := names.setdefault(os.path.normcase(file.stem), file)) is not file:
             raise BadInput(file, f"its mask would have the name of that of {other}", "Rename one of the two")
     if out:
-        for folder in {file.parent for file in photographs} | ({Path(mask_dir)} if mask_dir else set()):
+        for folder in {file.parent for file in images} | ({Path(mask_dir)} if mask_dir else set()):
             if os.path.realpath(out) == os.path.realpath(folder):
-                raise BadInput(out, "holds the photographs or true masks, which must stay", "Give another --OUT")
-    return photographs
+                raise BadInput(out, "holds the images or true masks, which must stay", "Give another --OUT")
+    return images
 
 
 def report(results: list[Result]) -> None:
@@ -229,18 +229,18 @@ def report(results: list[Result]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Predict as the constants above and `argv` say. Exits with 1 where some photographs couldn't be used."""
+    """Predict as the constants above and `argv` say. Exits with 1 where some images couldn't be used."""
     parser = ConstantParser(globals())
-    parser.add_argument("photographs", nargs="+", help="files, and folders of them")
+    parser.add_argument("images", nargs="+", help="files, and folders of them")
     options = parser.parse_args(argv)
     if not (options.OUT or options.SUBMISSION or options.MASK_DIR) or (options.OVERLAY and not options.OUT):
         raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
     if os.path.isdir(options.SUBMISSION):
         raise BadInput(options.SUBMISSION, "a folder", "Give --SUBMISSION a file's name, say submission.csv")
-    photographs = find_inputs(options.photographs, options.OUT, options.MASK_DIR)
-    pairs = [(file, None) for file in photographs]
+    images = find_inputs(options.images, options.OUT, options.MASK_DIR)
+    pairs = [(file, None) for file in images]
     if options.MASK_DIR:
-        pairs = with_masks(photographs, options.MASK_DIR)
+        pairs = with_masks(images, options.MASK_DIR)
     give_memory_back()
     device = choose_device(options.DEVICE)
     model, size, classes, precision = load_network(options.CHECKPOINT, device)
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     if submission is not None:
         writable_folder(submission.parent, "Give another --SUBMISSION")
 
-    results = predict_photographs(
+    results = predict_images(
         pairs,
         size,
         partial(predict_logits, model, flip=options.FLIP, precision=precision),
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     scored, failures = [], []
     try:
         with submission_rows(submission) if submission is not None else nullcontext() as rows:
-            for result in tqdm(results, total=len(pairs), unit=" photographs"):
+            for result in tqdm(results, total=len(pairs), unit=" images"):
                 if isinstance(result, BadInput):
                     failures.append(result)
                     continue
@@ -286,14 +286,14 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(error.filename or "results", finding, "Make room or give another place") from error
 
     written = " and ".join(filter(None, (options.OUT, options.SUBMISSION))) or "nothing written"
-    print(f"{len(pairs) - len(failures)} of {len(pairs)} photographs predicted: {written}")
+    print(f"{len(pairs) - len(failures)} of {len(pairs)} images predicted: {written}")
     if scored:
         report(scored)
     if failures:
         for failure in failures[:20]:
             print(failure, file=sys.stderr)
         lack = f"; {options.SUBMISSION} lacks them" if options.SUBMISSION else ""
-        print(f"{len(failures)} of {len(pairs)} photographs could not be used{lack}", file=sys.stderr)
+        print(f"{len(failures)} of {len(pairs)} images could not be used{lack}", file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -2,7 +2,7 @@
 
     python prepare_data.py sample                     # render a sample set of cars into data/sample/
     python prepare_data.py check photos/ masks/       # say what they hold, and everything that is wrong with them
-    python prepare_data.py split photos/ masks/       # share out your own photographs and masks into data/
+    python prepare_data.py split photos/ masks/       # share out your own images and masks into data/
     python prepare_data.py carvana                    # share out Kaggle's train.zip and train_masks.zip
 
 Each says with --help what it takes.
@@ -30,12 +30,12 @@ DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
 SAMPLE_DIR = Path("data/sample")
 
 File = Path | Member  # on the disk, or in an archive
-Pair = tuple[File, File]  # a photograph and its mask
+Pair = tuple[File, File]  # a image and its mask
 
 
 def sample_if_empty(dirs: Sequence[str], num_classes: int = 1) -> Sequence[str]:
     """`dirs` (images and masks of training, then of validation), or the sample set's where they are the default
-    ones and hold no training photographs yet. The sample set is rendered on first use, with masks of `num_classes`,
+    ones and hold no training images yet. The sample set is rendered on first use, with masks of `num_classes`,
     of which it has up to 4."""
     empty = not any(entry for entry in _entries(dirs[0]) if not entry.startswith("."))
     if tuple(dirs) != DEFAULT_DIRS or not empty:
@@ -59,7 +59,7 @@ def split(
 ) -> None:
     """Share out the pairs of two folders into four under `out`, each group wholly on one side.
 
-    `share` is the share of groups for validation. A group is a car in Carvana's names, else one photograph;
+    `share` is the share of groups for validation. A group is a car in Carvana's names, else one image;
     with `group` it is the part of a name before the last `group`. Files are hard-linked (copied where that
     can't be done), or moved. What an interrupted split has placed stays there; raises BadInput, with nothing
     done, where a target folder holds any other file.
@@ -90,7 +90,7 @@ def by_group(pairs: Sequence[Pair], source: str, separator: str | None = None) -
         groups.setdefault(name or image.stem, []).append((image, mask))
     if len(groups) < 2:
         remedy = "Give more, or --group another separator"
-        raise BadInput(source, f"one group of {counted(len(pairs), 'photograph')}", remedy)
+        raise BadInput(source, f"one group of {counted(len(pairs), 'image')}", remedy)
     return groups
 
 
@@ -133,7 +133,7 @@ def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, mo
             file.unlink()
 
     val = sum(len(groups[name]) for name in val_groups)
-    print(f"{counted(sum(map(len, groups.values())) - val, 'photograph')} for training, {val} for validation")
+    print(f"{counted(sum(map(len, groups.values())) - val, 'image')} for training, {val} for validation")
     print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
     if Path(out) != Path("data"):
         options = zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), FOLDERS, strict=True)
@@ -178,8 +178,8 @@ def main(argv: list[str] | None = None) -> None:
         "--num_classes", type=int, default=1, choices=(1, 2, 3, 4), help="3 tells wheels apart, 4 windows, too"
     )
 
-    command = commands.add_parser("check", help="check photographs and masks, as train.py does at its start")
-    command.add_argument("images", help="folder of photographs")
+    command = commands.add_parser("check", help="check images and masks, as train.py does at its start")
+    command.add_argument("images", help="folder of images")
     command.add_argument("masks", help="folder of their masks")
     command.add_argument(
         "--cache_dir", default="data/cache", help='remembers what was checked; "" does not (default: %(default)s)'
@@ -187,8 +187,8 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--num_classes", type=int, default=1, help="as train.py's NUM_CLASSES")
     command.add_argument("--ignore_index", type=int, default=255, help="as train.py's IGNORE_INDEX")
 
-    command = commands.add_parser("split", help="share out your own photographs and masks")
-    command.add_argument("images", help="folder of photographs")
+    command = commands.add_parser("split", help="share out your own images and masks")
+    command.add_argument("images", help="folder of images")
     command.add_argument("masks", help="folder of their masks")
     command.add_argument("--out", default="data", help="where the four folders go (default: %(default)s)")
     command.add_argument("--share", type=float, default=0.2, help="share for validation (default: %(default)s)")
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--group", help="names equal before the last GROUP stay together, say _ for car7_01.jpg")
     command.add_argument("--move", action="store_true", help="move the files instead of linking them")
 
-    command = commands.add_parser("carvana", help="share out Kaggle's photographs and masks, whole cars to a side")
+    command = commands.add_parser("carvana", help="share out Kaggle's images and masks, whole cars to a side")
     command.add_argument(
         "images", nargs="?", default="train.zip", help="train.zip, train_hq.zip or a folder (default: %(default)s)"
     )

@@ -1,4 +1,4 @@
-"""Train a U-Net to cut cars (or anything else) out of photographs.
+"""Train a U-Net to cut cars (or anything else) out of images.
 
     python train.py                                          # a rendered sample set where data/ is empty
     python train.py --BATCH_SIZE 8 --NUM_EPOCHS 10           # any constant below, for one run
@@ -45,9 +45,9 @@ from utils import (
     warmup_cosine,
 )
 
-TRAIN_IMG_DIR = "data/train_images/"  # photographs to learn from
+TRAIN_IMG_DIR = "data/train_images/"  # images to learn from
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
-VAL_IMG_DIR = "data/val_images/"  # photographs to score on after each epoch
+VAL_IMG_DIR = "data/val_images/"  # images to score on after each epoch
 VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
@@ -59,19 +59,19 @@ IGNORE_INDEX = 255  # the number of pixels that are neither learnt nor scored, w
 LEARNING_RATE = 0.1  # the peak of a schedule that rises and falls once; see make_optimizer
 BATCH_SIZE = 16  # images per step, at most; several GPUs share them
 MIN_STEPS = 48  # steps per epoch, at least: a small set gets smaller batches, down to 2, so as to learn enough
-NUM_EPOCHS = 3  # passes over the training photographs
+NUM_EPOCHS = 3  # passes over the training images
 HALF_SIZE_SHARE = 0.5  # of all steps, the first, see half the height and width, which is a quarter of the work
 ACCUMULATE = 1  # parts that a batch is computed in, one after the other: 4 takes about a quarter of the memory
 
-CACHE_DIR = "data/cache/"  # keeps the scaled photographs, for later epochs and runs; "" keeps none
-NUM_WORKERS = "auto"  # processes that read photographs; 0 reads in the training process
+CACHE_DIR = "data/cache/"  # keeps the scaled images, for later epochs and runs; "" keeps none
+NUM_WORKERS = "auto"  # processes that read images; 0 reads in the training process
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 SYNC_BATCHNORM = False  # True has BatchNorm see all GPUs' shares of a step, for shares of a few images; CUDA only
 PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, the faster one on a CPU
 COMPILE = False  # True has torch.compile make the network faster, which takes minutes: for long runs on CUDA
 DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
-SEED = 0  # of the first weights, the order of the photographs and their augmentation
+SEED = 0  # of the first weights, the order of the images and their augmentation
 
 LOAD_MODEL = False  # True goes on from my_checkpoint.pth.tar
 SAVE_MINUTES = 10.0  # between checkpoints within an epoch; each epoch ends with one
@@ -139,16 +139,14 @@ def train_fn(
     return total.item() / max(1, len(loop) - first_step)
 
 
-def load_photographs(
-    options: Namespace, classes: Classes, group: Group
-) -> tuple[DataLoader, DataLoader, dict[str, Any]]:
+def load_data(options: Namespace, classes: Classes, group: Group) -> tuple[DataLoader, DataLoader, dict[str, Any]]:
     """Check all files, and return the loaders of those to learn from and to score on, and what a checkpoint notes
     about them."""
     size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
-    photographs = group.broadcast(
+    images = group.broadcast(
         lambda: check_run(folders, size, options.FEATURES, options.BATCH_SIZE, options.CACHE_DIR, classes)
     )
     with group.main_first():
@@ -168,7 +166,7 @@ def load_photographs(
         )
     for folder, loader in zip(folders[::2], loaders, strict=True):
         group.require_same_files(folder, loader.dataset.images)
-    return *loaders, photographs
+    return *loaders, images
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -185,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures_dir = writable_folder(out_dir / "saved_images")
     logger = Logger(writable_folder(out_dir / "runs"), vars(options), enabled=group.is_main)
 
-    train_loader, val_loader, photographs = load_photographs(options, classes, group)
+    train_loader, val_loader, images = load_data(options, classes, group)
     batch_size = train_loader.batch_sampler.batch_size
 
     torch.manual_seed(options.SEED)
@@ -204,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     half_size_steps = round(options.HALF_SIZE_SHARE * total_steps) if can_halve else 0
 
     writer.check_room(model)
-    about = {"constants": vars(options), "model": model_arguments, "photographs": photographs}
+    about = {"constants": vars(options), "model": model_arguments, "images": images}
     run = Run(writer, logger, train_loader, model, optimizer, scheduler, scaler, about, group)
     if state := group.broadcast(lambda: run.saved_state(options.LOAD_MODEL)):
         run.restore(state)
@@ -217,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"the results of the run before are now in {aside}")
 
     print(
-        f"{counted(len(train_loader.dataset), 'photograph')} to learn from, {len(val_loader.dataset)} to score on; "
+        f"{counted(len(train_loader.dataset), 'image')} to learn from, {len(val_loader.dataset)} to score on; "
         f"{batch_size} a step{group.describe_shards(batch_size)}, {counted(len(train_loader), 'step')} an epoch; "
         f"{device} in {str(precision).removeprefix('torch.')}"
     )

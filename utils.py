@@ -67,8 +67,8 @@ def get_loaders(
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)
     if len(train_set) < group.world_size:
-        finding = f"{counted(len(train_set), 'photograph')} for {group.world_size} processes"
-        raise BadInput(train_dir, finding, "Start fewer processes or add photographs")
+        finding = f"{counted(len(train_set), 'image')} for {group.world_size} processes"
+        raise BadInput(train_dir, finding, "Start fewer processes or add images")
     if batch_size < group.world_size:
         finding = f"{counted(batch_size, 'image')} a step for {group.world_size} processes"
         raise BadInput("BATCH_SIZE", finding, "Give one for each")
@@ -244,7 +244,7 @@ def save_predictions_as_imgs(
 ) -> list[Picture]:
     """Write what the model makes of `num_images` images of `loader`, always the same ones, spread over its dataset.
 
-    `folder` gets `grid.png`, which shows photograph, truth, prediction and errors with names and Dice, the worst
+    `folder` gets `grid.png`, which shows image, truth, prediction and errors with names and Dice, the worst
     first, and for each image its predicted mask, `NAME_pred.png`, at the size that the loader gives. Returns the
     rows of the sheet.
     """

@@ -29,7 +29,7 @@ from support.pairs import find_pairs
 from support.reading import read_mask
 from support.rle import encode
 
-KAGGLES = 100_064  # photographs of the competition's test set
+KAGGLES = 100_064  # images of the competition's test set
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, float]:
@@ -39,12 +39,12 @@ def seconds(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - worked
 
 
-def peak_memory(photographs: list[Path], checkpoint: str) -> float:
+def peak_memory(images: list[Path], checkpoint: str) -> float:
     """The most memory, in MB, that a process of its own has held when it has predicted these."""
     # Not ru_maxrss, which a process takes over from the one that started it.
     script = "import sys, predict; predict.main(sys.argv[1:]); print(open('/proc/self/status').read())"
     with tempfile.TemporaryDirectory() as out:
-        words = [*map(str, photographs), "--CHECKPOINT", os.path.abspath(checkpoint), "--OUT", out]
+        words = [*map(str, images), "--CHECKPOINT", os.path.abspath(checkpoint), "--OUT", out]
         done = subprocess.run(
             [sys.executable, "-c", script, *words],
             cwd=Path(predict.__file__).parent,
@@ -61,8 +61,8 @@ def main() -> None:
     parser.add_argument("images")
     parser.add_argument("masks")
     parser.add_argument("--checkpoint", default="best_checkpoint.pth.tar")
-    parser.add_argument("--number", type=int, default=48, help="photographs to time (default: %(default)s)")
-    parser.add_argument("--memory", type=int, nargs=2, default=[10, 1000], help="photographs to hold (%(default)s)")
+    parser.add_argument("--number", type=int, default=48, help="images to time (default: %(default)s)")
+    parser.add_argument("--memory", type=int, nargs=2, default=[10, 1000], help="images to hold (%(default)s)")
     options = parser.parse_args()
     pairs = find_pairs(options.images, options.masks)
 
@@ -88,7 +88,7 @@ def main() -> None:
 
     def whole(finish: Callable[[Any], Any]) -> None:
         amounts = {"batch_size": predict.BATCH_SIZE, "workers": workers}
-        list(predict.predict_photographs(chosen, size, network, finish, **amounts))
+        list(predict.predict_images(chosen, size, network, finish, **amounts))
 
     def on_device() -> None:
         with torch.inference_mode(), autocast(device, precision):
@@ -112,7 +112,7 @@ def main() -> None:
         }
         network(images)
         rounds = [{name: seconds(work) for name, work in turns.items()} for _ in range(5)]
-    print(f"photographs a second, and ms of processor time each: {device}, {workers} threads, {size[0]}x{size[1]}")
+    print(f"images a second, and ms of processor time each: {device}, {workers} threads, {size[0]}x{size[1]}")
     for name in turns:
         clock, worked = (statistics.median(times[name][i] for times in rounds) / len(chosen) for i in (0, 1))
         hours = f"; {KAGGLES * clock / 3600:.1f} hours for all {KAGGLES:,}" if name.startswith("from JPEG") else ""
@@ -123,7 +123,7 @@ def main() -> None:
         for i, link in enumerate(links):
             link.symlink_to(pairs[i % len(pairs)][0].absolute())
         for number in options.memory:
-            print(f"{number} photographs: {peak_memory(links[:number], options.checkpoint):.0f} MB at most")
+            print(f"{number} images: {peak_memory(links[:number], options.checkpoint):.0f} MB at most")
 
 
 if __name__ == "__main__":

@@ -55,16 +55,16 @@ from support.signals import exit_on_sigterm
 from train import LEARNING_RATE, make_optimizer, make_transforms, train_fn
 from utils import check_accuracy, get_loaders
 
-IMG_DIR = "data/train_images/"  # photographs to read
+IMG_DIR = "data/train_images/"  # images to read
 MASK_DIR = "data/train_masks/"  # their masks
-VAL_IMG_DIR = "data/val_images/"  # photographs to score on, in learning
+VAL_IMG_DIR = "data/val_images/"  # images to score on, in learning
 VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net
 BATCH_SIZE = 4  # images per step; 64 and more suit a large GPU
 STEPS = 1  # steps per measurement on a synthetic batch; 50 and more suit a GPU
-EPOCH_IMAGES = 16  # photographs of the epoch from disk, repeated where there are fewer; 0 takes all, as suits a GPU
+EPOCH_IMAGES = 16  # images of the epoch from disk, repeated where there are fewer; 0 takes all, as suits a GPU
 REPEATS = 5  # measurements of each figure
 PARTS = ["reading", "step", "epoch"]  # what to measure; learning is another part
 TARGET_DICE = 0.95  # in learning, the validation Dice whose time is taken
@@ -213,7 +213,7 @@ def show(figures: list[float]) -> str:
 
 
 def reading(pairs: list[Pair], o: Any) -> list[tuple[str, ...]]:
-    """Milliseconds a photograph, augmentation included, on one core."""
+    """Milliseconds a image, augmentation included, on one core."""
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     plain = PlainDataset(pairs, plain_transform(size))
     folders = pairs[0][0].parent, pairs[0][1].parent
@@ -233,8 +233,8 @@ def reading(pairs: list[Pair], o: Any) -> list[tuple[str, ...]]:
         )
         figures = take_turns(o.REPEATS, *(lambda p=p: seconds(p) * 1000 / len(pairs) for p in passes))
     return [
-        row("reading, first epoch: ms a photograph, one core", figures[0], figures[1], higher_is_better=False),
-        row("reading, later epochs: ms a photograph, one core", figures[0], figures[2], higher_is_better=False),
+        row("reading, first epoch: ms a image, one core", figures[0], figures[1], higher_is_better=False),
+        row("reading, later epochs: ms a image, one core", figures[0], figures[2], higher_is_better=False),
     ]
 
 
@@ -345,7 +345,7 @@ def whole_epoch(o: Any, device: torch.device, pairs: list[Pair]) -> list[tuple[s
         for rates, synthetic_rates in zip((plain, ours), steps, strict=True)
     )
     return [
-        row(f"a whole epoch of {len(few)} photographs from disk: images/s", plain, ours),
+        row(f"a whole epoch of {len(few)} images from disk: images/s", plain, ours),
         row("the same, % of the rate on synthetic batches", *shares),
     ]
 
@@ -388,7 +388,7 @@ def timed_training(argv: list[str]) -> Learning:
 
 
 def plain_learning(o: Any, device: torch.device, pairs: list[Pair]) -> Curve:
-    """How the plain loop learns the photographs, with the tutorial's batches of 16."""
+    """How the plain loop learns the images, with the tutorial's batches of 16."""
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     scored = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, make_transforms()[1], size=size)
     side, curve, spent = Side(device, o, plain=True), [], 0.0
@@ -400,7 +400,7 @@ def plain_learning(o: Any, device: torch.device, pairs: list[Pair]) -> Curve:
 
 
 def our_learning(o: Any) -> Learning:
-    """How train.py learns the same photographs."""
+    """How train.py learns the same images."""
     with tempfile.TemporaryDirectory() as folder:
         argv = ["--OUT_DIR", folder, "--CACHE_DIR", f"{folder}/cache", "--NUM_EPOCHS", str(o.EPOCHS)]
         for name in ("IMAGE_HEIGHT", "IMAGE_WIDTH", "DEVICE"):
@@ -553,11 +553,11 @@ def main(argv: list[str] | None = None) -> None:
         plain, ours = plain_learning(o, device, pairs) if o.PLAIN_EPOCHS else [], our_learning(o)
         rows += learning_rows(plain, ours, o.TARGET_DICE)
         if o.CURVE:
-            draw_curves(plain, ours.curve, f"{len(pairs)} photographs at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}", o.CURVE)
+            draw_curves(plain, ours.curve, f"{len(pairs)} images at {o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}", o.CURVE)
 
     precision = str(choose_precision("auto", device)).removeprefix("torch.")
     table = [
-        f"{describe_machine(device)}; {precision}, {len(pairs)} photographs, "
+        f"{describe_machine(device)}; {precision}, {len(pairs)} images, "
         f"{o.IMAGE_HEIGHT}x{o.IMAGE_WIDTH}, batch {o.BATCH_SIZE}, medians of {o.REPEATS}",
         "",
         "| what | plain loop | this repository | times better |",

@@ -5,7 +5,7 @@ change at a time, over several seeds, on held-out cars.
     python -m benchmarks.study --ONLY outline --SEEDS 0   # the recipe and the changes with this word
     python -m benchmarks.study --FEATURES 64 128 256 512 --TRAIN_CARS 0 --NUM_EPOCHS 3   # all images, on a GPU
 
-Each run is train.py's own `main` in a process of its own, with one thing changed. It needs Carvana's photographs.
+Each run is train.py's own `main` in a process of its own, with one thing changed. It needs Carvana's images.
 Each seed draws its own cars to learn from and to score on, which all changes share, so that their differences say
 more than their values.
 """
@@ -38,7 +38,7 @@ from support.options import ConstantParser
 from support.pairs import find_pairs
 from support.signals import exit_on_sigterm
 
-IMG_DIR = "data/train_images/"  # photographs of the cars to share out
+IMG_DIR = "data/train_images/"  # images of the cars to share out
 MASK_DIR = "data/train_masks/"  # their masks
 TRAIN_CARS = 6  # cars to learn from; 0 takes all that aren't held out
 HELD_OUT_CARS = 12  # cars to score on
@@ -46,7 +46,7 @@ SEEDS = [0, 1, 2]  # a run of each change for each
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels
 FEATURES = [16, 32, 64, 128]  # channels of each level: a quarter of train.py's
-NUM_EPOCHS = 4  # passes over the training photographs
+NUM_EPOCHS = 4  # passes over the training images
 ONLY = ""  # a part of the names of the changes to try; what none has lists them all
 OUT = ""  # a file for the table, in Markdown
 
@@ -102,7 +102,7 @@ def averaged_weights() -> dict[str, Any]:
 
 
 def measured_statistics() -> dict[str, Any]:
-    """train.py's functions, with BatchNorm's statistics measured before each score, on the training photographs."""
+    """train.py's functions, with BatchNorm's statistics measured before each score, on the training images."""
 
     def train_fn(loader: Any, model: nn.Module, *rest: Any, **options: Any) -> float:
         loss = original(loader, model, *rest, **options)
@@ -177,7 +177,7 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 
 def share_out(o: Any, seed: int, folder: Path) -> list[str]:
-    """Link the photographs and masks of the cars that `seed` draws into train.py's four folders, in `folder`."""
+    """Link the images and masks of the cars that `seed` draws into train.py's four folders, in `folder`."""
     cars = by_group(find_pairs(o.IMG_DIR, o.MASK_DIR), o.IMG_DIR)
     names = random.Random(seed).sample(sorted(cars), len(cars))
     held_out, others = names[: o.HELD_OUT_CARS], names[o.HELD_OUT_CARS :]

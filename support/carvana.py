@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from support.errors import BadInput, counted
 
-# The three cars, of 318, that the tutorial holds back for validation: 48 photographs.
+# The three cars, of 318, that the tutorial holds back for validation: 48 images.
 TUTORIAL_CARS = ("0cdf5b5d0ce1", "0ce66b539f52", "0d1a9caf4350")
 HOW_TO_FETCH = """\
-Kaggle gives out Carvana's photographs to whoever has accepted the competition's rules:
+Kaggle gives out Carvana's images to whoever has accepted the competition's rules:
 
 1. Accept them:   https://www.kaggle.com/c/carvana-image-masking-challenge/rules
 2. Get a token:   https://www.kaggle.com/settings/api
@@ -23,7 +23,7 @@ Kaggle gives out Carvana's photographs to whoever has accepted the competition's
                   kaggle competitions download -c carvana-image-masking-challenge -f train_masks.zip
 4. Lay out data/: python prepare_data.py carvana train.zip train_masks.zip
 
-train_hq.zip holds the same photographs, less compressed, and can stand in for train.zip.
+train_hq.zip holds the same images, less compressed, and can stand in for train.zip.
 """
 
 
@@ -56,24 +56,24 @@ class Member(NamedTuple):
 
 
 def find_carvana(images: str | Path, masks: str | Path) -> list[tuple[Path | Member, Path | Member]]:
-    """Every photograph with its mask, sorted by name, out of Kaggle's archives or folders unpacked from them.
+    """Every image with its mask, sorted by name, out of Kaggle's archives or folders unpacked from them.
 
     Whatever doesn't have the name of one is left where it is. Raises BadInput where an archive is missing (after
-    printing how to fetch it) or broken, and where a photograph lacks its mask or a mask its photograph.
+    printing how to fetch it) or broken, and where a image lacks its mask or a mask its image.
     """
     for source in (images, masks):
         if not os.path.exists(source):
             print(HOW_TO_FETCH)
             raise BadInput(source, "no such archive or folder", "Fetch it as shown, or say where it is")
-    photographs, truths = _named(images, ".jpg"), _named(masks, "_mask.gif")
+    found, truths = _named(images, ".jpg"), _named(masks, "_mask.gif")
     for source, alone, missing in (
-        (masks, photographs.keys() - truths.keys(), "mask"),
-        (images, truths.keys() - photographs.keys(), "photograph"),
+        (masks, found.keys() - truths.keys(), "mask"),
+        (images, truths.keys() - found.keys(), "image"),
     ):
         if alone:
             finding = f"lacks {counted(len(alone), missing)}, the first of them that of {min(alone)}"
             raise BadInput(source, finding, "Use archives that belong together")
-    return [(photographs[name], truths[name]) for name in sorted(photographs)]
+    return [(found[name], truths[name]) for name in sorted(found)]
 
 
 def _named(source: str | Path, ending: str) -> dict[str, Path | Member]:
@@ -89,5 +89,5 @@ def _named(source: str | Path, ending: str) -> dict[str, Path | Member]:
     named = {file.name.removesuffix(ending): file for file in files if file.name.endswith(ending)}
     named = {name: file for name, file in named.items() if re.fullmatch(r"[0-9a-f]{12}_\d{2}", name)}
     if not named:
-        raise BadInput(source, f"holds no file like 0cdf5b5d0ce1_01{ending}", "Give photographs, then masks")
+        raise BadInput(source, f"holds no file like 0cdf5b5d0ce1_01{ending}", "Give images, then masks")
     return named

@@ -1,4 +1,4 @@
-"""The check of the photographs and masks that a run is to use, before it begins.
+"""The check of the images and masks that a run is to use, before it begins.
 
 What a single file or pair can have wrong is refused by reading.py, in training and prediction too. The rules here
 need more: the other files, or the network. They stand in four tables; a refusal names each file, a warning stands
@@ -21,7 +21,7 @@ DEFAULT_SMALLEST = 16  # pixels a side that train.py's four levels need
 
 
 class Folder(NamedTuple):
-    """What was found in a folder of photographs and a folder of their masks."""
+    """What was found in a folder of images and a folder of their masks."""
 
     image_dir: Path
     mask_dir: Path
@@ -52,7 +52,7 @@ class Folder(NamedTuple):
         return sorted({*range(self.classes.count)} - {*self.found()})
 
     def cars(self) -> dict[str, Path]:
-        """Carvana's cars, each with one of its photographs."""
+        """Carvana's cars, each with one of its images."""
         return {match[1]: image for image, _ in self.facts if (match := CARVANA_NAME.match(image.stem))}
 
 
@@ -108,14 +108,14 @@ WARNED = (
         "class {} is in no mask",
         "It can be neither learnt nor scored here: look whether NUM_CLASSES is meant so",
     ),
-    Rule(lambda f: ((file, "") for file in f.scan.unused), "a mask without a photograph", "It is not used"),
+    Rule(lambda f: ((file, "") for file in f.scan.unused), "a mask without a image", "It is not used"),
     Rule(lambda f: ((folder, "") for folder in f.scan.subfolders), "a subfolder", "What is in it is not used"),
 )
 # Of a folder for training and one for validation.
 REFUSED_TOGETHER = (
     Rule(  # a score on what was learnt by heart says nothing
         lambda train, val: _shared(val.digests(), train.digests()),
-        "the very photograph that is also learnt from, as {}",
+        "the very image that is also learnt from, as {}",
         "Keep it on one side",
     ),
 )
@@ -136,7 +136,7 @@ WARNED_TOGETHER = (
 def check_folder(
     image_dir: str | Path, mask_dir: str | Path, cache_dir: str | Path = "", classes: Classes = ONE_CLASS
 ) -> None:
-    """Check photographs and their masks, and say what is there. Raises BadInput with all that is wrong."""
+    """Check images and their masks, and say what is there. Raises BadInput with all that is wrong."""
     folder = _look(image_dir, mask_dir, None, cache_dir, DEFAULT_SMALLEST, classes)
     _report([folder])
     refuse(_refusals(folder))
@@ -150,9 +150,9 @@ def check_run(
     cache_dir: str | Path = "",
     classes: Classes = ONE_CLASS,
 ) -> dict[str, Any]:
-    """Check what a run is to use: photographs and masks of training (`dirs` begins with them), and of validation.
+    """Check what a run is to use: images and masks of training (`dirs` begins with them), and of validation.
 
-    Warns, sums up, and returns what tells these photographs from others. The same pass over the files makes the
+    Warns, sums up, and returns what tells these images from others. The same pass over the files makes the
     cache in `cache_dir`, which also remembers what was checked. Raises BadInput with all that is wrong.
     """
     smallest = 2 ** len(features)
@@ -160,7 +160,7 @@ def check_run(
         finding = f"{size[0]} and {size[1]}, which a network of {len(features)} levels shrinks to nothing"
         raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {smallest} or more, or fewer FEATURES")
     if all(map(Path.is_dir, map(Path, dirs))) and samefile(dirs[0], dirs[2]):
-        finding = "the folder of the training photographs, too"
+        finding = "the folder of the training images, too"
         raise BadInput(dirs[2], finding, "Give others to score on: prepare_data.py split shares them out")
     train, val = folders = [_look(*pair, size, cache_dir, smallest, classes) for pair in (dirs[:2], dirs[2:])]
     _report(folders)
@@ -222,7 +222,7 @@ def _report(folders: Iterable[Folder]) -> None:
         sizes = sorted({fact.size for fact in facts}, key=math.prod)
         ends = " to ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
         shares = [fact.foreground for fact in facts]
-        parts = [f"{counted(len(facts), 'photograph')} with {'a mask' if len(facts) == 1 else 'masks'}"]
+        parts = [f"{counted(len(facts), 'image')} with {'a mask' if len(facts) == 1 else 'masks'}"]
         if shares:
             mean = sum(shares) / len(shares)
             parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]

@@ -86,7 +86,7 @@ def choose_memory_format(device: torch.device, precision: torch.dtype) -> torch.
 
 
 def choose_num_workers(number: int | str, device: torch.device, processes: int = 1) -> int:
-    """Processes that read photographs. "auto" is up to 8 beside a GPU, and none where the CPU trains: its cores are
+    """Processes that read images. "auto" is up to 8 beside a GPU, and none where the CPU trains: its cores are
     busy, and reading takes them a hundredth of the time of learning. Several training processes share the cores."""
     if number == "auto":
         return 0 if device.type == "cpu" else min(8, max(1, count_cores() // processes))

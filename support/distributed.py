@@ -60,7 +60,7 @@ class Group:
 
     def require_same_files(self, folder: str | Path, names: Iterable[str]) -> None:
         """Raise BadInput, in all processes, where one found other `names` in a folder than the first did: its
-        machine holds other files, and an index would stand for different photographs."""
+        machine holds other files, and an index would stand for different images."""
         mine = set(names)
         first = set(self.broadcast(lambda: mine))
         finding = ""

@@ -11,7 +11,7 @@ from pathlib import Path
 LIMITS = (
     (
         r"DataLoader worker|shared memory|</torch_",
-        "a process that reads photographs died",
+        "a process that reads images died",
         "Set NUM_WORKERS lower, or to 0, or allow more memory (in Docker, --shm-size 8g)",
     ),
     (
@@ -61,7 +61,7 @@ class BadInputs(BadInput):
 
 
 @contextmanager
-def explain_limits(subject: str = "reading photographs") -> Iterator[None]:
+def explain_limits(subject: str = "reading images") -> Iterator[None]:
     """Make a BadInput of what the body raises where the machine has run out of something; `subject` is the work."""
     try:
         yield
@@ -87,7 +87,7 @@ def warn(subject: str | Path, finding: str, remedy: str) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 photograph`, `2 photographs`: a number in a sentence."""
+    """`1 image`, `2 images`: a number in a sentence."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 

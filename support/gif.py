@@ -1,6 +1,6 @@
 """Masks such as Carvana's: GIFs with a few kilobytes for millions of pixels.
 
-Pillow decodes these pixel by pixel, which takes longer than all else about a photograph together. LZW has a number
+Pillow decodes these pixel by pixel, which takes longer than all else about a image together. LZW has a number
 for each of its strings of pixels, and where strings are long, joining them is twice as fast even in Python.
 """
 

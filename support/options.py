@@ -111,7 +111,7 @@ class ConstantParser(OptionParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         words = list(sys.argv[1:] if args is None else args)
-        if self._get_positional_actions():  # in `--OVERLAY photo.jpg` the photograph is not OVERLAY's value
+        if self._get_positional_actions():  # in `--OVERLAY photo.jpg` the image is not OVERLAY's value
             for i, (word, following) in enumerate(zip(words, [*words, ""][1:], strict=True)):
                 is_flag = word.startswith("--") and isinstance(self.constants.get(word[2:]), bool)
                 if is_flag and following.lower() not in BOOLEANS:

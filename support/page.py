@@ -20,7 +20,7 @@ def update_page(folder: Path, epoch: int, pictures: list[Picture]) -> None:
     """
     if not pictures:
         return
-    originals = folder / "photographs"
+    originals = folder / "images"
     originals.mkdir(exist_ok=True)
     for picture in pictures:
         Image.fromarray(to_rgb(picture.image)).save(originals / f"{picture.name}.jpg", quality=90)

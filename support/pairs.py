@@ -12,7 +12,7 @@ from support.errors import BadInput, refuse
 from support.reading import Pair
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-MASK_ENDINGS = (".gif", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # after a photograph's stem, or stem_mask
+MASK_ENDINGS = (".gif", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # after a image's stem, or stem_mask
 MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
 
@@ -21,44 +21,44 @@ class Scan(NamedTuple):
     """What two folders hold, by names alone."""
 
     pairs: list[Pair]  # sorted by name
-    bad: list[BadInput]  # photographs with no mask or with two, and folders named like pictures
-    unused: list[Path]  # masks without a photograph
+    bad: list[BadInput]  # images with no mask or with two, and folders named like pictures
+    unused: list[Path]  # masks without a image
     subfolders: list[Path]  # which nothing looks into
     skipped: list[Path]  # hidden files, and those without a picture's ending
 
 
 def find_pairs(image_dir: str | Path, mask_dir: str | Path) -> list[Pair]:
-    """Every photograph of a folder with its mask, sorted by name. Raises BadInput as the two functions below do."""
+    """Every image of a folder with its mask, sorted by name. Raises BadInput as the two functions below do."""
     found = scan(image_dir, mask_dir)
     refuse(found.bad)
     return found.pairs
 
 
-def find_photographs(folder: str | Path) -> list[Path]:
-    """The photographs of a folder, sorted by name.
+def find_images(folder: str | Path) -> list[Path]:
+    """The images of a folder, sorted by name.
 
     Hidden files and files without a picture's ending are skipped. Raises BadInput for a missing folder and for one
-    without photographs.
+    without images.
     """
     images = [file for file in _listing(folder)[0] if _is_picture(file, IMAGE_SUFFIXES)]
     if not images:
-        raise BadInput(folder, "no photographs here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
+        raise BadInput(folder, "no images here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
     return images
 
 
 def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:
-    """Each photograph with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or the like. Raises
-    BadInput for a missing folder and for each photograph with no mask or with two."""
+    """Each image with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or the like. Raises
+    BadInput for a missing folder and for each image with no mask or with two."""
     pairs, bad, _ = _match(images, _listing(mask_dir)[0], mask_dir)
     refuse(bad)
     return pairs
 
 
 def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
-    """Pair the photographs of a folder with the masks of another. Raises BadInput for a missing or empty folder."""
+    """Pair the images of a folder with the masks of another. Raises BadInput for a missing or empty folder."""
     files, folders = _listing(image_dir)
     mask_files, mask_folders = _listing(mask_dir)
-    images = find_photographs(image_dir)
+    images = find_images(image_dir)
     pairs, bad, used = _match(images, mask_files, mask_dir)
     subfolders = {*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)}
     named = {folder for folder in subfolders if _is_picture(folder, MASK_FILES)}
@@ -74,7 +74,7 @@ def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
 def _match(
     images: Sequence[Path], mask_files: Sequence[Path], mask_dir: str | Path
 ) -> tuple[list[Pair], list[BadInput], set[Path]]:
-    """The pairs, what is wrong with photographs that have no mask or two, and all files taken for one of these."""
+    """The pairs, what is wrong with images that have no mask or two, and all files taken for one of these."""
     masks: dict[str, list[Path]] = {}
     for file in mask_files:
         masks.setdefault(_same(file.name), []).append(file)
@@ -85,7 +85,7 @@ def _match(
         used.update(found)
         unclear = [file.name for file in found if file.name in names] + [image.name] * image.stem.endswith("_mask")
         if unclear and os.path.samefile(image.parent, mask_dir):
-            finding = f"holds masks and photographs, and {unclear[0]} could be either"
+            finding = f"holds masks and images, and {unclear[0]} could be either"
             raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
         if not found:
             tried = f"{image.stem}_mask and {image.stem}, ending in {' '.join(MASK_ENDINGS)}"

@@ -1,4 +1,4 @@
-"""The one pass over the photographs and masks, and what is kept of it so that later runs decode nothing.
+"""The one pass over the images and masks, and what is kept of it so that later runs decode nothing.
 
 That is the resized pairs, in a file of equal records, and the facts about each pair, which checks.py judges.
 """

@@ -1,4 +1,4 @@
-"""Photographs and masks in files, as arrays."""
+"""Images and masks in files, as arrays."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ NO_PICTURES = (
 )
 
 Size = tuple[int, int]  # (height, width) in pixels, as arrays and tensors have it
-Pair = tuple[Path, Path]  # a photograph and its mask
+Pair = tuple[Path, Path]  # a image and its mask
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ ONE_CLASS = Classes()
 
 
 def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
-    """A photograph as uint8 (H, W, 3), turned upright as its EXIF orientation says.
+    """A image as uint8 (H, W, 3), turned upright as its EXIF orientation says.
 
     With `size`, it is scaled to (height, width) by averaging over areas. A JPEG is then decoded at the smallest
     DCT scale that gives the same, to one gray level on average, which is several times faster than in full.
@@ -75,7 +75,7 @@ def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
 
 
 def read_with_size(path: str | Path, size: Size | None = None) -> tuple[np.ndarray, Size]:
-    """What `read_image` gives, and the (height, width) that the upright photograph has before it is scaled."""
+    """What `read_image` gives, and the (height, width) that the upright image has before it is scaled."""
     decoded = _decode(path, _read_bytes(path), size)
     return _to_image(decoded, path, size), decoded.size
 
@@ -85,7 +85,7 @@ def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE
 
     A palette of grays is read by its colours, a coloured one by index. Values in {0, 1} stand as they are;
     otherwise foreground is 128 and up. With `size`, a pixel is foreground where at least half of its area is:
-    so the mask stays centred on its photograph, where nearest-neighbour scaling would shift it.
+    so the mask stays centred on its image, where nearest-neighbour scaling would shift it.
 
     Of several classes, a palette is read by index and anything else by value, and with `size` a pixel is of the
     class, or of the ignored, that has the most of its area. Raises BadInput for a value that is neither.
@@ -96,15 +96,15 @@ def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE
 class Metadata(NamedTuple):
     """What reading a pair in full tells beside its pixels."""
 
-    size: Size  # the photograph's own, upright
+    size: Size  # the image's own, upright
     foreground: float  # share of the mask's pixels, of all classes but the background
     between: float  # share of the mask's pixels that are neither its darkest nor its brightest value
     classes: list[int]  # that the mask holds, where there are several
-    digest: str  # of the photograph's bytes
+    digest: str  # of the image's bytes
 
 
 def read_pair(pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph, uint8 (H, W, 3), and its mask, as of `read_mask`. Raises BadInput where their sizes differ."""
+    """A image, uint8 (H, W, 3), and its mask, as of `read_mask`. Raises BadInput where their sizes differ."""
     return inspect_pair(pair, size, classes)[:2]
 
 
@@ -114,18 +114,18 @@ def inspect_pair(
     """What `read_pair` gives, and the facts about it that the same reading tells."""
     contents = [_read_bytes(path) for path in pair]
     if contents[0] == contents[1]:
-        raise BadInput(pair[1], "byte for byte its photograph", "Put the mask in its place")
-    photograph, truth = _decode(pair[0], contents[0], size), _decode_mask(pair[1], contents[1], classes)
-    must_match(pair[1], truth.values.shape, photograph.size, photograph.turned)
+        raise BadInput(pair[1], "byte for byte its image", "Put the mask in its place")
+    image, truth = _decode(pair[0], contents[0], size), _decode_mask(pair[1], contents[1], classes)
+    must_match(pair[1], truth.values.shape, image.size, image.turned)
     mask, *told = _to_mask(truth, pair[1], size, classes)
     digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
-    return _to_image(photograph, pair[0], size), mask, Metadata(photograph.size, *told, digest)
+    return _to_image(image, pair[0], size), mask, Metadata(image.size, *told, digest)
 
 
-def must_match(path: Path, mask: Size, photograph: Size, turned: bool = False) -> None:
-    """Raise BadInput about a mask's file where its size is not its photograph's, which EXIF may have `turned`."""
-    if mask != photograph:
-        sizes = f"{mask[1]}x{mask[0]}, its photograph {photograph[1]}x{photograph[0]}"
+def must_match(path: Path, mask: Size, image: Size, turned: bool = False) -> None:
+    """Raise BadInput about a mask's file where its size is not its image's, which EXIF may have `turned`."""
+    if mask != image:
+        sizes = f"{mask[1]}x{mask[0]}, its image {image[1]}x{image[0]}"
         finding = f"the mask is {sizes}{' as its EXIF orientation turns it' * turned}"
         raise BadInput(path, finding, "Give both the same size")
 

@@ -16,7 +16,7 @@ from support.errors import BadInput
 from support.files import whole_file
 from support.reading import Size
 
-CARVANA_SIZE = (1280, 1918)  # (height, width) of the competition's photographs
+CARVANA_SIZE = (1280, 1918)  # (height, width) of the competition's images
 
 
 def encode(mask: np.ndarray) -> str:

@@ -50,7 +50,7 @@ class Run:
         group: Group = ALONE,
     ) -> None:
         """`about` is what a checkpoint tells beside the state: the script's constants, the arguments of the model
-        and which photographs it learns from."""
+        and which images it learns from."""
         self.writer, self.logger, self.about, self.group = writer, logger, about, group
         self.dataset, self.batches = loader.dataset, loader.batch_sampler
         self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
@@ -119,11 +119,11 @@ class Run:
 
     def _restore(self, state: dict[str, Any], name: str) -> None:
         load_checkpoint(state, self.model, self.optimizer, name=name)
-        photographs = self.about["photographs"]
-        if state.get("photographs", photographs) != photographs:
+        images = self.about["images"]
+        if state.get("images", images) != images:
             counts = "{train} to learn from and {val} to score on"
-            then, now = (counts.format(**some) for some in (state["photographs"], photographs))
-            finding = f"the photographs have changed since it was written: then {then}, now {now}"
+            then, now = (counts.format(**some) for some in (state["images"], images))
+            finding = f"the images have changed since it was written: then {then}, now {now}"
             warn(name, finding, "The run goes on with the new ones")
         self.scheduler.load_state_dict(state["scheduler"])
         if state.get("scaler") and self.scaler.is_enabled():

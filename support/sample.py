@@ -1,4 +1,4 @@
-"""Render photographs of made-up cars on a studio turntable, with exact masks, named as Carvana's are."""
+"""Render images of made-up cars on a studio turntable, with exact masks, named as Carvana's are."""
 
 import math
 import shutil
@@ -169,7 +169,7 @@ def studio() -> Image.Image:
 
 
 def render(car: int, view: int) -> tuple[Image.Image, np.ndarray]:
-    """Photograph car number `car` from view 1..16: RGB image and (1280, 1918) uint8 indices into PARTS."""
+    """Image car number `car` from view 1..16: RGB image and (1280, 1918) uint8 indices into PARTS."""
     rng, (paint, body, before, after) = np.random.default_rng((car, view)), build(car)
     length, width = np.ptp(body[..., :2], axis=(0, 1))
     azimuth = math.radians((view - 1) * 22.5 + rng.normal(0, 0.5))
@@ -202,7 +202,7 @@ def render(car: int, view: int) -> tuple[Image.Image, np.ndarray]:
 
 
 def _save(job: tuple[Path, str, int, int, int]) -> None:
-    """Render and write one photograph and its mask; at module level, so that it can be sent to a process."""
+    """Render and write one image and its mask; at module level, so that it can be sent to a process."""
     folder, split, car, view, num_classes = job
     image, parts = render(car, view)
     name = f"{np.random.default_rng(car).bytes(6).hex()}_{view:02d}"

@@ -1,4 +1,4 @@
-"""Pictures of what a model predicts: photograph, truth, prediction and errors, side by side with their names."""
+"""Pictures of what a model predicts: image, truth, prediction and errors, side by side with their names."""
 
 import math
 from pathlib import Path
@@ -88,12 +88,12 @@ def save_mask(mask: np.ndarray, path: Path) -> None:
         picture.save(part, "PNG", compress_level=1)  # half the time of the default
 
 
-def draw_overlay(photograph: np.ndarray, mask: np.ndarray, path: Path) -> None:
-    """Write a photograph, uint8 (H, W, 3), as a JPEG with its (H, W) mask drawn in: of a boolean one the outline,
+def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
+    """Write a image, uint8 (H, W, 3), as a JPEG with its (H, W) mask drawn in: of a boolean one the outline,
     of classes, uint8, a tint in each one's colour."""
     width = 2 * max(1, min(mask.shape) // 400) + 1  # pixels, half of them on either side
     square = np.ones((width, width), np.uint8)
-    drawn = photograph.copy()
+    drawn = image.copy()
     if mask.dtype == bool:
         drawn[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0] = OUTLINE
     else:
@@ -140,14 +140,14 @@ def classes_in(pictures: list[Picture]) -> dict[int, str]:
 
 
 def draw_grid(rows: list[Picture], path: Path) -> None:
-    """Write a PNG with a row for each picture: photograph, truth, prediction, errors; above them name and Dice."""
+    """Write a PNG with a row for each picture: image, truth, prediction, errors; above them name and Dice."""
     height, width = rows[0].truth.shape
     scale = min(max(1, SMALLEST_PANEL / width), LARGEST_PANEL / width)
     height, width = round(height * scale), round(width * scale)
     font = ImageFont.load_default(size=15)
     line = 22  # pixels of height for a line of writing
 
-    columns = ["photograph", "truth", "prediction", "errors"]
+    columns = ["image", "truth", "prediction", "errors"]
     sheet_width = len(columns) * (width + GAP) + GAP
     classes = classes_in(rows)
     a_line = (sheet_width - GAP) // LEGEND  # classes in a line of the legend
@@ -171,9 +171,9 @@ def draw_grid(rows: list[Picture], path: Path) -> None:
     for number, row in enumerate(rows):
         top = head + number * (line + height + GAP)
         draw.text((GAP, top + 1), f"{row.name}   dice {row.dice:.4f}", INK, font)
-        photograph = to_rgb(row.image)
+        image = to_rgb(row.image)
         for column, panel in enumerate(
-            (photograph, _panel(row.truth), _panel(row.prediction), _error_panel(row, photograph))
+            (image, _panel(row.truth), _panel(row.prediction), _error_panel(row, image))
         ):
             picture = Image.fromarray(panel).resize((width, height), Image.Resampling.BOX)  # enlarges in squares
             x, y = GAP + column * (width + GAP), top + line
@@ -192,9 +192,9 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return ((image - lowest) / max(largest - lowest, 1e-6) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
 
-def _error_panel(row: Picture, photograph: np.ndarray) -> np.ndarray:
-    """The photograph, pale and gray, with the wrong pixels in colour."""
+def _error_panel(row: Picture, image: np.ndarray) -> np.ndarray:
+    """The image, pale and gray, with the wrong pixels in colour."""
     values, palette = _errors(row)
-    panel = np.repeat(photograph.mean(axis=2, keepdims=True) * 0.4 + 140, 3, axis=2).astype(np.uint8)
+    panel = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 140, 3, axis=2).astype(np.uint8)
     panel[values > 0] = palette[values[values > 0]]
     return panel

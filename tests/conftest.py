@@ -1,4 +1,4 @@
-"""Real files for the tests: small photographs of a bright ellipse on a dark ground, with exact masks."""
+"""Real files for the tests: small images of a bright ellipse on a dark ground, with exact masks."""
 
 import os
 from pathlib import Path
@@ -59,8 +59,8 @@ def folders(tmp_path: Path, pytestconfig: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def carvana() -> Path:
-    """Real photographs, where the environment variable CARVANA_DATA says that they are."""
+    """Real images, where the environment variable CARVANA_DATA says that they are."""
     folder = Path(os.environ.get("CARVANA_DATA", ""), "carvana_small")
     if not os.environ.get("CARVANA_DATA") or not folder.is_dir():
-        pytest.skip("needs real photographs: set CARVANA_DATA to the folder that holds carvana_small")
+        pytest.skip("needs real images: set CARVANA_DATA to the folder that holds carvana_small")
     return folder

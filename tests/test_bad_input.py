@@ -48,14 +48,14 @@ COVERED = {
     84: "test_resume.py::test_a_signal_to_the_whole_group_saves_and_ends_it",
     85: "test_resume.py::test_a_few_kills",
     86: "test_distributed.py::test_a_run_survives_the_death_of_a_process",
-    87: "test_predict.py::test_good_and_bad_photographs_mixed",
-    88: "test_predict.py::test_two_photographs_for_one_mask",
+    87: "test_predict.py::test_good_and_bad_images_mixed",
+    88: "test_predict.py::test_two_images_for_one_mask",
     89: "test_predict.py::test_the_output_folder_is_an_input_folder",
     90: "test_predict.py::test_a_large_mask_takes_no_float_for_each_pixel",
     91: "test_predict.py::test_a_stopped_run_leaves_whole_files",
     92: "test_predict.py::test_a_stopped_run_leaves_whole_files",
     93: "test_predict.py::test_inputs_and_places_that_cant_be_used",
-    94: "test_predict.py::test_masks_have_the_photographs_own_sizes_and_a_second_run_gives_the_same_bytes",
+    94: "test_predict.py::test_masks_have_the_images_own_sizes_and_a_second_run_gives_the_same_bytes",
 }
 
 
@@ -76,7 +76,7 @@ class World:
         return [word for name, path in dirs.items() for word in (f"--{name}", str(path))] + small.split()
 
     def save_image(self, picture: Image.Image, name: str = "a.png", **options: Any) -> None:
-        """Put another photograph in the place of a.jpg."""
+        """Put another image in the place of a.jpg."""
         self.image.unlink()
         picture.save(self.images / name, **options)
 
@@ -169,7 +169,7 @@ def flags(number: int, verdict: str, words: str, says: str) -> Case:
     return Case(number, words, verdict, lambda w: words.split(), says)
 
 
-def photograph(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
+def image(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
     picture = Image.linear_gradient("L").resize(size)
     return picture.convert(mode)
 
@@ -208,7 +208,7 @@ def cut(path: Path, share: float = 0.6) -> None:
 def turned(w: World, size: tuple[int, int]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter clockwise
-    photograph(size=size).save(w.image, exif=exif)
+    image(size=size).save(w.image, exif=exif)
 
 
 def animated(w: World, name: str, masks: bool = False) -> None:
@@ -366,7 +366,7 @@ def unlink_images(w: World) -> None:
 
 
 EMPTY = "a.jpg: can't be read as a picture (an empty file). Copy or download it again."
-RGB = np.asarray(photograph())
+RGB = np.asarray(image())
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 HTML = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>"
 NO_PICTURE = "a.jpg: can't be read as a picture"
@@ -380,34 +380,34 @@ CASES = [
         3,
         "PNG without its end marker",
         lambda w: (
-            w.save_image(photograph()),
+            w.save_image(image()),
             cut(w.images / "a.png", 1 - 12 / (w.images / "a.png").stat().st_size),
         ),
         then=same_image(RGB),
     ),
-    OK(4, "PNG named .jpg", lambda w: photograph().save(w.image, "PNG"), then=same_image(RGB, "a.jpg")),
-    E(5, "text", lambda w: w.image.write_text("to do: take a photograph\n"), f"{NO_PICTURE} (a text file)"),
+    OK(4, "PNG named .jpg", lambda w: image().save(w.image, "PNG"), then=same_image(RGB, "a.jpg")),
+    E(5, "text", lambda w: w.image.write_text("to do: take a image\n"), f"{NO_PICTURE} (a text file)"),
     E(5, "HTML", lambda w: w.image.write_bytes(HTML), f"{NO_PICTURE} (a web page or XML). Download it again."),
     E(5, "git-lfs", lambda w: w.image.write_bytes(LFS), "(a git-lfs pointer to a picture). Run git lfs pull."),
     E(6, "folder", lambda w: (w.images / "x.jpg").mkdir(), "x.jpg: a folder, though named like a picture. Rename"),
-    OK(7, "CMYK", lambda w: w.save_image(photograph("CMYK"), "a.jpg")),
+    OK(7, "CMYK", lambda w: w.save_image(image("CMYK"), "a.jpg")),
     OK(
         8,
         "16 bits",
-        lambda w: w.save_image(Image.fromarray(np.asarray(photograph("L")).astype(np.uint16) * 257)),
+        lambda w: w.save_image(Image.fromarray(np.asarray(image("L")).astype(np.uint16) * 257)),
         then=same_image(RGB),
     ),
-    E(9, "float TIFF", lambda w: w.save_image(photograph("F"), "a.tif"), "a.tif: pixels of type F, whose range"),
-    OK(10, "gray", lambda w: w.save_image(photograph("L")), then=same_image(RGB)),
-    OK(11, "RGBA", lambda w: w.save_image(photograph("RGBA")), then=same_image(RGB)),
-    OK(11, "LA", lambda w: w.save_image(photograph("LA")), then=same_image(RGB)),
-    OK(12, "palette", lambda w: w.save_image(photograph("L").convert("P")), then=same_image(RGB)),
+    E(9, "float TIFF", lambda w: w.save_image(image("F"), "a.tif"), "a.tif: pixels of type F, whose range"),
+    OK(10, "gray", lambda w: w.save_image(image("L")), then=same_image(RGB)),
+    OK(11, "RGBA", lambda w: w.save_image(image("RGBA")), then=same_image(RGB)),
+    OK(11, "LA", lambda w: w.save_image(image("LA")), then=same_image(RGB)),
+    OK(12, "palette", lambda w: w.save_image(image("L").convert("P")), then=same_image(RGB)),
     OK(13, "EXIF orientation", lambda w: turned(w, (32, 48))),
     E(
         13,
         "EXIF orientation against the mask",
         lambda w: turned(w, (48, 32)),
-        "a_mask.gif: the mask is 48x32, its photograph 32x48 as its EXIF orientation turns it. Give both",
+        "a_mask.gif: the mask is 48x32, its image 32x48 as its EXIF orientation turns it. Give both",
     ),
     E(14, "animated WebP", lambda w: animated(w, "a.webp"), "a.webp: holds 2 pictures. Save the one"),
     E(
@@ -420,7 +420,7 @@ CASES = [
     E(16, "PSD", lambda w: w.image.write_bytes(b"8BPS\0\1" + bytes(20)), "(a PostScript, PDF, Photoshop or FITS"),
     E(16, "FITS", lambda w: w.image.write_bytes(b"SIMPLE  =   T"), "(a PostScript, PDF, Photoshop or FITS file)"),
     E(17, "1x1", lambda w: resize_pair(w, (1, 1)), "a.jpg: 1x1 pixels, where each side needs 4. Remove it"),
-    E(18, "photograph below the stride", lambda w: resize_pair(w, (48, 3)), "a.jpg: 48x3 pixels, where each side"),
+    E(18, "image below the stride", lambda w: resize_pair(w, (48, 3)), "a.jpg: 48x3 pixels, where each side"),
     flags(
         18, "E", "--IMAGE_HEIGHT 3", "IMAGE_HEIGHT and IMAGE_WIDTH: 3 and 48, which a network of 2 levels shrinks"
     ),
@@ -445,7 +445,7 @@ CASES = [
         24,
         "masks alone",
         lambda w: (w.image.unlink(), (w.images / "b.jpg").unlink()),
-        "a_mask.gif: a mask without a photograph (and 1 like it). It is not used.",
+        "a_mask.gif: a mask without a image (and 1 like it). It is not used.",
     ),
     E(
         25,
@@ -457,7 +457,7 @@ CASES = [
         26,
         "sizes differ",
         lambda w: resized(w.mask, (24, 16)),
-        "the mask is 24x16, its photograph 48x32. Give both",
+        "the mask is 24x16, its image 48x32. Give both",
     ),
     OK(27, "0 and 1", lambda w: w.save_mask(square()), then=same_mask("a_mask.png")),
     OK(28, "0 and 255", lambda w: w.save_mask(square(0, 255)), then=same_mask("a_mask.png")),
@@ -522,7 +522,7 @@ CASES = [
         38,
         "mask is the image",
         lambda w: shutil.copy(w.image, w.mask),
-        "a_mask.gif: byte for byte its photograph. Put the",
+        "a_mask.gif: byte for byte its image. Put the",
     ),
     OK(39, "255 in 16 bits", lambda w: w.save_mask(square(0, 255).astype(np.uint16)), then=same_mask("a_mask.png")),
     # Folders
@@ -555,7 +555,7 @@ CASES = [
         45,
         "empty folder",
         lambda w: [path.unlink() for path in w.images.iterdir()],
-        "train_images: no photographs",
+        "train_images: no images",
     ),
     E(
         46,
@@ -567,13 +567,13 @@ CASES = [
         47,
         "the same folder",
         lambda w: ["--VAL_IMG_DIR", str(w.images), "--VAL_MASK_DIR", str(w.masks)],
-        "train_images: the folder of the training photographs, too. Give others",
+        "train_images: the folder of the training images, too. Give others",
     ),
     E(
         48,
-        "a photograph in both",
+        "a image in both",
         lambda w: copy_pair(w, "x"),
-        "x.jpg: the very photograph that is also learnt from, as",
+        "x.jpg: the very image that is also learnt from, as",
     ),
     W(
         48,
@@ -582,7 +582,7 @@ CASES = [
         "a.jpg: a name that stands in training as well. Look",
     ),
     W(49, "a car in both", use_cars, "02.jpg: a view of a car that is also learnt from, as in"),
-    OK(50, "one image", lambda w: keep(w, 1), "1 photograph to learn from"),
+    OK(50, "one image", lambda w: keep(w, 1), "1 image to learn from"),
     OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "2 a step, 1 step an epoch"),
     E(
         50,
@@ -722,9 +722,9 @@ CASES = [
     flags(78, "OK", "--LOAD_MODEL", "NUM_EPOCHS 1 is reached: give a larger one"),
     W(
         79,
-        "another photograph",
+        "another image",
         resume(lambda w: write_pairs(w.images, w.masks, ["e"], (32, 48))),
-        "photographs have changed since it was written: then 4 to learn from and 2 to score on, now 5 to learn",
+        "images have changed since it was written: then 4 to learn from and 2 to score on, now 5 to learn",
     ),
     # During training
     E(
@@ -738,7 +738,7 @@ CASES = [
         83,
         "a worker dies",
         resume(lambda w: w.in_step(kill_worker), "--NUM_WORKERS", "2"),
-        "a process that reads photographs died (",
+        "a process that reads images died (",
     ),
 ]
 
@@ -793,7 +793,7 @@ def test_everything_wrong_is_told_together(world, capsys):
     lines = str(error.value).splitlines()
     assert len(lines) == 21 and lines[-1] == "27 findings in all, of which these are the first 20"
     assert {line.partition(": ")[0][-7:] for line in lines[1:20]} == {f"n{number:02d}.jpg" for number in range(19)}
-    assert "34 photographs" not in (printed := capsys.readouterr().out) and "8 photographs with masks" in printed
+    assert "34 images" not in (printed := capsys.readouterr().out) and "8 images with masks" in printed
 
 
 def check(w: World, capsys: pytest.CaptureFixture) -> str:
@@ -807,7 +807,7 @@ def test_the_check_sums_up_and_remembers(world, capsys):
     (world.images / "note.txt").touch()
     first = check(world, capsys)
     assert re.fullmatch(
-        r".*train_images: 4 photographs with masks; 48x32; foreground \d+\.\d% on average, \d+\.\d% to \d+\.\d%; "
+        r".*train_images: 4 images with masks; 48x32; foreground \d+\.\d% on average, \d+\.\d% to \d+\.\d%; "
         r"1 car; 1 skipped file\n",
         first,
     )
@@ -835,7 +835,7 @@ def test_a_files_trouble_in_a_transform_is_told_with_its_name(world):
 
 
 ON_THE_COMMAND_LINE = [(1, "empty"), (5, "git-lfs"), (23, "no mask"), (26, "sizes differ"), (29, "classes to 2")]
-ON_THE_COMMAND_LINE += [(46, "missing folder"), (48, "a photograph in both"), (56, "--BATCHSIZE 8"), (65, "HTML")]
+ON_THE_COMMAND_LINE += [(46, "missing folder"), (48, "a image in both"), (56, "--BATCHSIZE 8"), (65, "HTML")]
 ON_THE_COMMAND_LINE += [(62, "saved_images is a file")]
 
 

@@ -54,7 +54,7 @@ def test_archives_become_the_four_folders(kaggle, tmp_path, capsys):
     out = tmp_path / "deep/data"
     prepare_data.main(arguments(kaggle, out, "--share", "0.4"))
     train, val = (find_pairs(out / f"{side}_images", out / f"{side}_masks") for side in ("train", "val"))
-    assert "9 photographs for training, 6 for validation" in capsys.readouterr().out
+    assert "9 images for training, 6 for validation" in capsys.readouterr().out
     cars = [{image.name[:12] for image, _ in pairs} for pairs in (train, val)]
     assert len(cars[0]) == 3 and len(cars[1]) == 2 and cars[0] | cars[1] == set(CARS)
     for image, mask in train + val:
@@ -159,9 +159,9 @@ BROKEN = {
     "empty": (lambda path: path.write_bytes(b""), "train.zip: not a whole zip archive"),
     "a page": (lambda path: path.write_text("<html>Sign in</html>"), "train.zip: not a whole zip archive"),
     "one byte": (lambda path: spoil(path, f"{CARS[0]}_02.jpg"), f"train.zip: train/{CARS[0]}_02.jpg can't be unp"),
-    "photograph missing": (
+    "image missing": (
         lambda path: leave_out(path, f"{CARS[1]}_03.jpg"),
-        f"train.zip: lacks 1 photograph, the first of them that of {CARS[1]}_03",
+        f"train.zip: lacks 1 image, the first of them that of {CARS[1]}_03",
     ),
     "all missing": (lambda path: leave_out(path, ".jpg"), "train.zip: holds no file like 0cdf5b5d0ce1_01.jpg"),
     "mask missing": (

@@ -130,7 +130,7 @@ def test_numbers_that_mean_nothing(arguments):
 
 
 def write_classes(folder: Path, names: str, values: tuple[int, ...] = (0, 1, 2, 255), size=(32, 48)) -> None:
-    """Photographs in i/ and in m/ masks of stripes; each stripe is one of `values`."""
+    """Images in i/ and in m/ masks of stripes; each stripe is one of `values`."""
     write_pairs(folder / "i", folder / "m", list(names), size)
     for name in names:
         (folder / f"m/{name}_mask.gif").unlink()
@@ -392,14 +392,14 @@ def test_car_and_wheels_are_told_apart(trained):
     for name, score in run["epochs"]["20"]:
         with Image.open(out / f"saved_images/epoch_020/{name}_pred.png") as prediction:
             assert prediction.mode == "P" and set(np.unique(prediction)) == {0, 1, 2}
-            truth = np.asarray(Image.open(out / f"saved_images/photographs/{name}_truth.png"))
+            truth = np.asarray(Image.open(out / f"saved_images/images/{name}_truth.png"))
         assert score == pytest.approx(np.mean(dice_of(np.asarray(prediction), truth)), abs=1e-6)
 
 
 def test_predicting_classes(trained, rendered, tmp_path, capsys):
     checkpoint = ["--CHECKPOINT", str(trained[0] / "best_checkpoint.pth.tar"), "--OUT", str(tmp_path / "out")]
-    photographs = str(rendered / "val_images")
-    predict.main([photographs, *checkpoint, "--MASK_DIR", str(rendered / "val_masks"), "--OVERLAY"])
+    images = str(rendered / "val_images")
+    predict.main([images, *checkpoint, "--MASK_DIR", str(rendered / "val_masks"), "--OVERLAY"])
     printed = capsys.readouterr().out
     dice = []
     for mask in sorted((rendered / "val_masks").iterdir()):
@@ -420,7 +420,7 @@ def test_predicting_classes(trained, rendered, tmp_path, capsys):
         (["--THRESHOLD", "0.7"], "THRESHOLD: meant for one class"),
     ):
         with pytest.raises(BadInput, match=message):
-            predict.main([photographs, *checkpoint, *more])
+            predict.main([images, *checkpoint, *more])
 
 
 def test_parts_become_classes(rendered):
@@ -498,7 +498,7 @@ def test_prepare_data_checks_and_splits_masks_of_classes(striped, capsys):
     folders = [str(striped / "train_images"), str(striped / "train_masks")]
     no_cache = ["--cache_dir", ""]
     prepare_data.main(["check", *folders, *no_cache, "--num_classes", "3"])
-    assert "3 photographs with masks; 48x32; foreground 50.0%" in capsys.readouterr().out
+    assert "3 images with masks; 48x32; foreground 50.0%" in capsys.readouterr().out
     for more, message in (
         ([], r"3 findings in all"),
         (["--num_classes", "3", "--ignore_index", "9"], "the value 255, where classes are 0 to 2 and 9 is ignored"),

@@ -40,22 +40,20 @@ def test_names_that_pair_up(tmp_path, image_name, mask_name):
 
 
 @pytest.mark.parametrize("suffix", [".png", "_mask.png", "_mask.jpg"])
-def test_photographs_and_masks_in_one_folder_are_refused_where_they_cant_be_told_apart(tmp_path, suffix):
+def test_images_and_masks_in_one_folder_are_refused_where_they_cant_be_told_apart(tmp_path, suffix):
     (tmp_path / "link").symlink_to(tmp_path)
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
     Image.new("L", (8, 6)).save(tmp_path / f"a{suffix}")
     for images, masks in ((tmp_path, tmp_path), (tmp_path, tmp_path / "link")):
         for words in (["check", "--cache_dir", ""], ["split", "--out", str(tmp_path / "data")]):
-            with pytest.raises(
-                BadInput, match="holds masks and photographs, and .* Move the masks into a folder of"
-            ):
+            with pytest.raises(BadInput, match="holds masks and images, and .* Move the masks into a folder of"):
                 prepare_data.main([*words, str(images), str(masks)])
     assert not (tmp_path / "data").exists()
-    (tmp_path / f"a{suffix}").rename(tmp_path / "a_mask.gif")  # by its ending no photograph
+    (tmp_path / f"a{suffix}").rename(tmp_path / "a_mask.gif")  # by its ending no image
     assert find_pairs(tmp_path, tmp_path) == [(tmp_path / "a.jpg", tmp_path / "a_mask.gif")]
 
 
-def test_unpaired_photographs_are_refused_by_name(tmp_path):
+def test_unpaired_images_are_refused_by_name(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"])
     Image.new("L", (4, 4)).save(tmp_path / "m/a.png")
     with pytest.raises(BadInput, match=r"a\.jpg: two masks, a_mask\.gif and a\.png"):
@@ -195,7 +193,7 @@ def test_real_masks_are_zero_and_one_at_both_sizes(carvana):
 
 
 def test_mask_and_image_stay_aligned_through_augmentation(tmp_path):
-    # A photograph of its own mask: whatever is done to one must be done to the other.
+    # A image of its own mask: whatever is done to one must be done to the other.
     rng = np.random.default_rng(0)
     blobs = np.kron(rng.random((4, 6)) < 0.5, np.ones((40, 40), bool))
     (tmp_path / "i").mkdir(), (tmp_path / "m").mkdir()

@@ -244,8 +244,8 @@ def test_two_processes_train_as_one(undisturbed, arguments, tmp_path, capsys):
     out, printed = undisturbed
     train.main([*arguments, "--OUT_DIR", str(tmp_path)])
     alone = capsys.readouterr().out
-    assert "12 photographs to learn from, 5 to score on; 4 a step (2 in each of 2 processes), 3 steps" in printed
-    assert "12 photographs to learn from, 5 to score on; 4 a step, 3 steps" in alone
+    assert "12 images to learn from, 5 to score on; 4 a step (2 in each of 2 processes), 3 steps" in printed
+    assert "12 images to learn from, 5 to score on; 4 a step, 3 steps" in alone
     assert printed.count("mean training loss") == printed.count("5 images at 32x48") == 12
     assert last_dice(printed) > 0.9 and last_dice(printed) == pytest.approx(last_dice(alone), abs=0.03)
     assert sorted(path.name for path in out.rglob("*.png")) == sorted(path.name for path in tmp_path.rglob("*.png"))
@@ -308,7 +308,7 @@ def test_a_process_that_ends_tells_the_others_why(tmp_path):
 
 def test_a_step_has_an_image_for_each_process(data):
     dirs = [data / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
-    with pytest.raises(BadInput, match="train_images: 12 photographs for 13 processes"):
+    with pytest.raises(BadInput, match="train_images: 12 images for 13 processes"):
         get_loaders(*dirs, 16, None, None, 0, group=Group(world_size=13))
     with pytest.raises(BadInput, match="BATCH_SIZE: 4 images a step for 5 processes"):
         get_loaders(*dirs, 4, None, None, 0, group=Group(world_size=5))

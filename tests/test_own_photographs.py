@@ -1,4 +1,4 @@
-"""From a folder of photographs that show no cars to masks, with the very commands of README.md."""
+"""From a folder of images that show no cars to masks, with the very commands of README.md."""
 
 import os
 import re
@@ -51,30 +51,30 @@ def outline(thing: str, size: tuple[int, int], rng: np.random.Generator) -> Imag
 
 
 def render(number: int) -> tuple[Image.Image, Image.Image]:
-    """A photograph of a thing on a rough ground with its shadow, and its exact mask; the sizes and shapes vary."""
+    """A image of a thing on a rough ground with its shadow, and its exact mask; the sizes and shapes vary."""
     rng = np.random.default_rng(number)
     size = SIZES[number % len(SIZES)]
     mask = outline(THINGS[number // len(SIZES) % len(THINGS)], size, rng)
-    photograph, thing = texture(rng, size, 40, 110), texture(rng, size, 120, 250)
-    photograph.paste((15, 15, 15), mask=ImageChops.offset(mask, 7, 9))
-    photograph.paste(thing, mask=mask)
-    return photograph, mask
+    image, thing = texture(rng, size, 40, 110), texture(rng, size, 120, 250)
+    image.paste((15, 15, 15), mask=ImageChops.offset(mask, 7, 9))
+    image.paste(thing, mask=mask)
+    return image, mask
 
 
-def turned(photograph: Image.Image, path: Path) -> None:
+def turned(image: Image.Image, path: Path) -> None:
     """As a telephone held upright writes it: lying, with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    photograph.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
 
 
-def with_alpha(photograph: Image.Image, path: Path) -> None:
-    photograph.putalpha(Image.linear_gradient("L").resize(photograph.size))
-    photograph.save(path)
+def with_alpha(image: Image.Image, path: Path) -> None:
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(path)
 
 
-def deep(photograph: Image.Image, path: Path) -> None:
-    Image.fromarray(np.asarray(photograph.convert("L")).astype(np.uint16) * 257).save(path)
+def deep(image: Image.Image, path: Path) -> None:
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(path)
 
 
 def converted(mode: str, **options: Any) -> Callable[[Image.Image, Path], None]:
@@ -91,7 +91,7 @@ def indexed(mask: Image.Image, path: Path) -> None:
     picture.save(path)
 
 
-# The ways in which photographs and masks of one folder are written: endings and functions.
+# The ways in which images and masks of one folder are written: endings and functions.
 WAYS = [
     (".jpg", converted("RGB", quality=90), ".png", converted("L")),
     (".JPG", turned, "_mask.png", converted("1")),
@@ -110,16 +110,16 @@ def write(folder: Path, masks: Path | None, numbers: range) -> None:
     if masks:
         masks.mkdir()
     for number in numbers:
-        photograph, mask = render(number)
+        image, mask = render(number)
         ending, save, mask_ending, save_mask = WAYS[number % len(WAYS)]
-        save(photograph, folder / f"thing {number}{ending}")
+        save(image, folder / f"thing {number}{ending}")
         if masks:
             save_mask(mask, masks / f"thing {number}{mask_ending}")
 
 
 def readme_commands() -> list[list[str]]:
-    """The words of each command of the section about one's own photographs."""
-    section = (ROOT / "README.md").read_text().partition("## Your own photographs\n")[2].partition("\n## ")[0]
+    """The words of each command of the section about one's own images."""
+    section = (ROOT / "README.md").read_text().partition("## Your own images\n")[2].partition("\n## ")[0]
     return [shlex.split(line, comments=True) for line in re.findall(r"^    (python .*)$", section, re.MULTILINE)]
 
 
@@ -141,7 +141,7 @@ def test_the_readmes_commands_lead_from_a_folder_to_masks(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         printed += done.stdout
-    assert "my_photos: 72 photographs with masks; 320x180 to " in printed
+    assert "my_photos: 72 images with masks; 320x180 to " in printed
     assert read_checkpoint(tmp_path / "best_checkpoint.pth.tar")["best_dice"] > 0.9
     dice = []
     for number in new:

@@ -16,7 +16,7 @@ from support.visualize import FALSE_NEGATIVE, FALSE_POSITIVE, Picture, save_mask
 
 HEIGHT, WIDTH = 40, 60
 NAMES = ["plain", "100% sûr? #1 <b>&'\"", "x" * 60]
-GRAY = 90  # of the photographs; the thing in them is a green square
+GRAY = 90  # of the images; the thing in them is a green square
 
 # A mask is a square of 20 pixels from (10, 20); a prediction is moved to the right by so many pixels.
 SHIFTS = {1: (18, 8, 12), 2: (4, 10, 6), 3: (1, 5, 0)}
@@ -72,15 +72,15 @@ def test_a_run_writes_the_page(folders, tmp_path):
         assert len(scores) == 3 and [score for _, score in scores] == sorted(score for _, score in scores)
         for name, score in scores:
             prediction = np.asarray(Image.open(saved / f"epoch_00{epoch}/{name}_pred.png")) > 0
-            truth = np.asarray(Image.open(saved / f"photographs/{name}_truth.png")) > 0
+            truth = np.asarray(Image.open(saved / f"images/{name}_truth.png")) > 0
             overlap = 2 * (prediction & truth).sum() / (prediction.sum() + truth.sum())
             assert score == pytest.approx(overlap, abs=1e-6)
             errors = np.asarray(Image.open(saved / f"epoch_00{epoch}/{name}_errors.png").convert("RGBA"))
             assert (errors[truth & ~prediction] == (*FALSE_NEGATIVE, 255)).all()
             assert (errors[prediction & ~truth] == (*FALSE_POSITIVE, 255)).all()
             assert (errors[prediction == truth][:, 3] == 0).all()
-    photograph = Image.open(saved / f"photographs/{name}.jpg")
-    assert photograph.size == (48, 32)
+    image = Image.open(saved / f"images/{name}.jpg")
+    assert image.size == (48, 32)
     train.main([*folders, "--OUT_DIR", str(tmp_path / "none"), "--NUM_PICTURES", "0", "--NUM_EPOCHS", "1"])
     assert not (tmp_path / "none/saved_images/index.html").exists()
 
@@ -129,7 +129,7 @@ def chosen(page: Browser, group: str) -> str:
 
 
 def seen(page: Browser, x: float, y: float) -> tuple[int, ...]:
-    """The colour on the screen at a pixel of the photograph."""
+    """The colour on the screen at a pixel of the image."""
     left, top, width, height = page.box(".stage")
     shot = page.screenshot()
     return tuple(
@@ -160,7 +160,7 @@ def test_it_opens_from_the_disk_and_shows_the_worst_first(page, folder):
 def test_the_slider_uncovers_the_layer_by_mouse(page):
     # The worst of epoch 3 is moved by 5: from 20 to 25 it is missed. It is uncovered to the middle, at 30.
     assert close(seen(page, 22, 20), WHITE) and close(seen(page, 27, 20), GREEN)  # cut out on the left,
-    assert close(seen(page, 10, 20), WHITE) and close(seen(page, 50, 20), GROUND)  # the photograph on the right
+    assert close(seen(page, 10, 20), WHITE) and close(seen(page, 50, 20), GROUND)  # the image on the right
     left, top, width, height = page.box(".stage")
     page.drag((left + width / 2, top + height / 2), (left + 0.2 * width, top + height / 2))
     assert page.run("document.querySelector('#uncover').value") == "20"
@@ -234,4 +234,4 @@ def test_every_control_has_a_name(page):
     }
     assert not [role for role, name in named if not name.strip()]
     names = {name for _, name in named}
-    assert {"Layer", "prediction", "truth", "errors", f"Photograph {worst_first(3)[0]}"} <= names
+    assert {"Layer", "prediction", "truth", "errors", f"Image {worst_first(3)[0]}"} <= names

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with a real run's checkpoints, its photographs in val_images/ and their masks in val_masks/."""
+    """A folder with a real run's checkpoints, its images in val_images/ and their masks in val_masks/."""
     folder = tmp_path_factory.mktemp("trained")
     names = [f"{car:012x}_{view:02d}" for car in (1, 2) for view in range(1, 7)]
     write_pairs(folder / "train_images", folder / "train_masks", names)
@@ -83,27 +83,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_masks_have_the_photographs_own_sizes_and_a_second_run_gives_the_same_bytes(run, tmp_path):  # case 94
-    photographs = tmp_path / "in"
-    photographs.mkdir()
+def test_masks_have_the_images_own_sizes_and_a_second_run_gives_the_same_bytes(run, tmp_path):  # case 94
+    images = tmp_path / "in"
+    images.mkdir()
     sizes = {"large.jpg": (1918, 1280), "odd.png": (481, 321), "tall.jpg": (33, 2000), "tiny.bmp": (2, 3)}
     for name, size in sizes.items():
-        picture(size).save(photographs / name)
+        picture(size).save(images / name)
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture((96, 64)).save(photographs / "turned.jpg", exif=exif)
-    picture((700, 500)).save(photographs / "turned_large.jpg", exif=exif)
-    first = contents(run(photographs))
+    picture((96, 64)).save(images / "turned.jpg", exif=exif)
+    picture((700, 500)).save(images / "turned_large.jpg", exif=exif)
+    first = contents(run(images))
     expected = {Path(name).stem: size for name, size in sizes.items()} | {"turned": (64, 96)}
     expected |= {"turned_large": (500, 700)}
     assert first.keys() == {f"{stem}.png" for stem in expected}
     for stem, (width, height) in expected.items():
         assert mask_of(tmp_path / f"out/{stem}.png").shape == (height, width)
-    assert contents(run(photographs)) == first
+    assert contents(run(images)) == first
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_a_turned_photograph_has_the_mask_of_the_upright_one(run, tmp_path, suffix):
+def test_a_turned_image_has_the_mask_of_the_upright_one(run, tmp_path, suffix):
     upright = picture((200, 120))
     upright.save(tmp_path / "upright.png")
     for orientation, turn in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90)):
@@ -164,9 +164,9 @@ def test_strips_leave_no_seam():
 
 
 def test_flip_predicts_both_hands_alike(run, tmp_path):
-    photograph = picture((96, 64))
-    photograph.save(tmp_path / "left.png")
-    photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "right.png")
+    image = picture((96, 64))
+    image.save(tmp_path / "left.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "right.png")
     out = run(tmp_path / "left.png", tmp_path / "right.png")
     assert (mask_of(out / "left.png") != mask_of(out / "right.png")[:, ::-1]).mean() > 0.001
     out = run(tmp_path / "left.png", tmp_path / "right.png", "--FLIP")
@@ -221,31 +221,31 @@ def test_scores_are_those_of_the_written_masks(run, trained, capsys):
 def test_only_the_ten_worst_are_named(run, trained, capsys):
     run(trained / "train_images", "--MASK_DIR", trained / "train_masks", "--OUT", "")
     printed = capsys.readouterr().out
-    assert "12 of 12 photographs predicted: nothing written\n12 images" in printed
+    assert "12 of 12 images predicted: nothing written\n12 images" in printed
     assert len(re.findall(r"^\d\.\d{4} ", printed, re.MULTILINE)) == 10
 
 
 def test_a_submission_decodes_to_the_masks(run, trained, tmp_path):
     from support.rle import CARVANA_SIZE, decode
 
-    photographs = tmp_path / "in"
-    photographs.mkdir()
-    picture((1918, 1280), seed=1).save(photographs / "b.jpg")
-    picture((1918, 1280), seed=2).save(photographs / "a, b.jpg")
-    picture((240, 160), seed=1).save(photographs / "small.png")
-    out = run(photographs, "--SUBMISSION", tmp_path / "new/submission.csv")
+    images = tmp_path / "in"
+    images.mkdir()
+    picture((1918, 1280), seed=1).save(images / "b.jpg")
+    picture((1918, 1280), seed=2).save(images / "a, b.jpg")
+    picture((240, 160), seed=1).save(images / "small.png")
+    out = run(images, "--SUBMISSION", tmp_path / "new/submission.csv")
     with open(tmp_path / "new/submission.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows] == ["img", "a, b.jpg", "b.jpg", "small.png"] and rows[0][1] == "rle_mask"
     for name, runs in rows[1:3]:
         mask = mask_of(out / f"{Path(name).stem}.png")
         assert (decode(runs, CARVANA_SIZE) == mask).all() and 0 < mask.mean() < 1
-    # A photograph of another size gets a mask of the competition's size, too: it shows the same in fewer pixels.
+    # A image of another size gets a mask of the competition's size, too: it shows the same in fewer pixels.
     small = mask_of(out / "small.png")
     scaled = np.asarray(Image.fromarray(small).convert("L").resize((1918, 1280)))
     assert ((decode(rows[3][1], CARVANA_SIZE) != (scaled > 127)).mean()) < 0.01
 
-    alone = run(photographs, "--OUT", "", "--SUBMISSION", tmp_path / "alone.csv")
+    alone = run(images, "--OUT", "", "--SUBMISSION", tmp_path / "alone.csv")
     assert (tmp_path / "alone.csv").read_bytes() == (tmp_path / "new/submission.csv").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.csv", "in", "new", alone.name]
 
@@ -256,9 +256,9 @@ def test_the_tutorials_own_checkpoint_and_weights_alone(trained, tmp_path, capsy
     weights = {prefix + name: value for name, value in state["state_dict"].items()}
     torch.save({"state_dict": weights, "optimizer": state["optimizer"]}, tmp_path / "tutorial.pth.tar")
     torch.save(weights, tmp_path / "weights.pth")
-    photograph = trained / f"val_images/{3:012x}_01.jpg"
+    image = trained / f"val_images/{3:012x}_01.jpg"
     for name in ("tutorial.pth.tar", "weights.pth"):
-        predict.main([str(photograph), "--CHECKPOINT", str(tmp_path / name), "--OUT", str(tmp_path / name[:3])])
+        predict.main([str(image), "--CHECKPOINT", str(tmp_path / name), "--OUT", str(tmp_path / name[:3])])
         assert f"{name}: doesn't say at what size it was trained; taken is train.py's, 160x240" in (
             capsys.readouterr().out
         )
@@ -267,38 +267,38 @@ def test_the_tutorials_own_checkpoint_and_weights_alone(trained, tmp_path, capsy
 
 
 def test_a_checkpoint_that_is_of_no_use(run, trained, tmp_path, capsys):
-    photograph = trained / f"val_images/{3:012x}_01.jpg"
+    image = trained / f"val_images/{3:012x}_01.jpg"
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
-    error = refused(lambda: run(photograph, "--CHECKPOINT", tmp_path / "other.pth"), capsys)
+    error = refused(lambda: run(image, "--CHECKPOINT", tmp_path / "other.pth"), capsys)
     assert "other.pth: not a U-Net of model.py: no weight 'downs.0.conv.0.weight'." in error
     torch.save(predict.UNET(1, 1, [4, 8]).state_dict(), tmp_path / "gray.pth")
-    error = refused(lambda: run(photograph, "--CHECKPOINT", tmp_path / "gray.pth"), capsys)
-    assert "gray.pth: 1 channels in. Use one for photographs in colour." in error
-    error = refused(lambda: run(photograph, "--CHECKPOINT", trained / "bset_checkpoint.pth.tar"), capsys)
+    error = refused(lambda: run(image, "--CHECKPOINT", tmp_path / "gray.pth"), capsys)
+    assert "gray.pth: 1 channels in. Use one for images in colour." in error
+    error = refused(lambda: run(image, "--CHECKPOINT", trained / "bset_checkpoint.pth.tar"), capsys)
     assert "no such checkpoint" in error and "best_checkpoint.pth.tar" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_good_and_bad_photographs_mixed(run, trained, tmp_path, capsys):  # case 87
-    photographs = tmp_path / "in"
-    shutil.copytree(trained / "val_images", photographs)
+def test_good_and_bad_images_mixed(run, trained, tmp_path, capsys):  # case 87
+    images = tmp_path / "in"
+    shutil.copytree(trained / "val_images", images)
     for number in range(21):
-        (photographs / f"broken_{number:02d}.jpg").write_bytes(b"")
-    half = (photographs / f"{3:012x}_01.jpg").read_bytes()
-    (photographs / "half.jpg").write_bytes(half[: len(half) // 2])
-    before = contents(photographs)
+        (images / f"broken_{number:02d}.jpg").write_bytes(b"")
+    half = (images / f"{3:012x}_01.jpg").read_bytes()
+    (images / "half.jpg").write_bytes(half[: len(half) // 2])
+    before = contents(images)
     (broken_link := tmp_path / "link.jpg").symlink_to("nowhere")
     with pytest.raises(SystemExit) as stop:
-        run_script(lambda: run(photographs, broken_link, "--SUBMISSION", tmp_path / "submission.csv"))
+        run_script(lambda: run(images, broken_link, "--SUBMISSION", tmp_path / "submission.csv"))
     output = capsys.readouterr()
-    assert stop.value.code == 1 and "5 of 28 photographs predicted" in output.out
+    assert stop.value.code == 1 and "5 of 28 images predicted" in output.out
     named = [line for line in output.err.splitlines() if "can't be read as a picture" in line]
     assert [Path(line.partition(": ")[0]).name for line in named] == [f"broken_{i:02d}.jpg" for i in range(20)]
     last = output.err.splitlines()[-1]
-    assert last == f"23 of 28 photographs could not be used; {tmp_path}/submission.csv lacks them"
+    assert last == f"23 of 28 images could not be used; {tmp_path}/submission.csv lacks them"
     assert contents(tmp_path / "out").keys() == {f"{3:012x}_{view:02d}.png" for view in range(1, 6)}
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == 6
-    assert contents(photographs) == before
+    assert contents(images) == before
 
 
 def test_a_true_mask_of_another_size_is_a_failure(run, trained, tmp_path, capsys):
@@ -309,20 +309,20 @@ def test_a_true_mask_of_another_size_is_a_failure(run, trained, tmp_path, capsys
     with pytest.raises(SystemExit) as stop:
         run(trained / "val_images", "--MASK_DIR", masks)
     output = capsys.readouterr()
-    assert stop.value.code == 1 and f"{bad}: the mask is 50x40, its photograph 96x64." in output.err
+    assert stop.value.code == 1 and f"{bad}: the mask is 50x40, its image 96x64." in output.err
     assert "4 images at full size: dice " in output.out and len(contents(tmp_path / "out")) == 5
 
 
-def test_two_photographs_for_one_mask(run, trained, tmp_path, capsys):  # case 88
-    photographs = trained / "val_images"
-    one = photographs / f"{3:012x}_01.jpg"
+def test_two_images_for_one_mask(run, trained, tmp_path, capsys):  # case 88
+    images = trained / "val_images"
+    one = images / f"{3:012x}_01.jpg"
     other = tmp_path / "in" / f"{one.stem}.png"
     other.parent.mkdir()
     picture((96, 64)).save(other)
-    error = refused(lambda: run(photographs, other.parent), capsys)
+    error = refused(lambda: run(images, other.parent), capsys)
     assert f"{other}: its mask would have the name of that of {one}. Rename one of the two." in error
     assert not (tmp_path / "out").exists()
-    assert len(contents(run(photographs, one, photographs))) == 5  # the same photograph twice is no such case
+    assert len(contents(run(images, one, images))) == 5  # the same image twice is no such case
 
 
 @pytest.mark.parametrize("which", ["val_images", "val_masks"])
@@ -332,7 +332,7 @@ def test_the_output_folder_is_an_input_folder(run, trained, tmp_path, capsys, wh
     for out in (trained / which, f"{trained}/val_images/../{which}", tmp_path / "link"):
         words = (trained / "val_images", "--MASK_DIR", trained / "val_masks", "--OUT", out)
         error = refused(lambda words=words: run(*words), capsys)
-        assert f"{out}: holds the photographs or true masks, which must stay. Give another --OUT." in error
+        assert f"{out}: holds the images or true masks, which must stay. Give another --OUT." in error
     assert contents(trained / which) == before
 
 
@@ -340,30 +340,30 @@ def test_inputs_and_places_that_cant_be_used(run, trained, tmp_path, capsys):  #
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/note.txt").write_text("no picture")
     (tmp_path / "file").write_text("no folder")
-    photographs = trained / "val_images"
+    images = trained / "val_images"
     for words, expected in (
-        ([tmp_path / "empty"], "empty: no photographs here."),
+        ([tmp_path / "empty"], "empty: no images here."),
         ([tmp_path / "misspelt.jpg"], "misspelt.jpg: no such file or folder."),
-        ([], "predict.py: the following arguments are required: photographs."),
-        ([photographs, "--OVERLYA"], "--OVERLYA: no such option. Perhaps you meant --OVERLAY."),
-        ([photographs, "--OUT", ""], "OUT: empty, so there is nowhere to write to."),
-        ([photographs, "--SUBMISSION", "x.csv", "--OUT", "", "--OVERLAY"], "OUT: empty, so there is nowhere"),
-        ([photographs, "--OUT", tmp_path / "file"], "file: can't be written to (File exists). Give another --OUT."),
-        ([photographs, "--SUBMISSION", tmp_path / "empty"], "empty: a folder. Give --SUBMISSION a file's name"),
-        ([f"{photographs}/{3:012x}_01.jpg", "--MASK_DIR", trained / "train_masks"], "_01.jpg: no mask in "),
-        ([photographs, "--THRESHOLD", "1"], "THRESHOLD: 1.0 can't be used. Give a number between 0 and 1."),
+        ([], "predict.py: the following arguments are required: images."),
+        ([images, "--OVERLYA"], "--OVERLYA: no such option. Perhaps you meant --OVERLAY."),
+        ([images, "--OUT", ""], "OUT: empty, so there is nowhere to write to."),
+        ([images, "--SUBMISSION", "x.csv", "--OUT", "", "--OVERLAY"], "OUT: empty, so there is nowhere"),
+        ([images, "--OUT", tmp_path / "file"], "file: can't be written to (File exists). Give another --OUT."),
+        ([images, "--SUBMISSION", tmp_path / "empty"], "empty: a folder. Give --SUBMISSION a file's name"),
+        ([f"{images}/{3:012x}_01.jpg", "--MASK_DIR", trained / "train_masks"], "_01.jpg: no mask in "),
+        ([images, "--THRESHOLD", "1"], "THRESHOLD: 1.0 can't be used. Give a number between 0 and 1."),
     ):
         assert expected in refused(lambda words=words: run(*words), capsys), words
-    assert "arguments are required: photographs." in refused(lambda: predict.main([]), capsys)
+    assert "arguments are required: images." in refused(lambda: predict.main([]), capsys)
 
 
 def test_a_stopped_run_leaves_whole_files(trained, tmp_path):  # cases 91 and 92
-    photographs = tmp_path / "in"
-    photographs.mkdir()
-    picture((1918, 1280)).save(photographs / "0000.jpg")
+    images = tmp_path / "in"
+    images.mkdir()
+    picture((1918, 1280)).save(images / "0000.jpg")
     names = [f"{number:04d}" for number in range(2000)]
     for name in names[1:]:
-        os.link(photographs / "0000.jpg", photographs / f"{name}.jpg")
+        os.link(images / "0000.jpg", images / f"{name}.jpg")
     processes = {}
     for number in (signal.SIGTERM, signal.SIGKILL):
         out = tmp_path / f"out_{number}"
@@ -371,7 +371,7 @@ def test_a_stopped_run_leaves_whole_files(trained, tmp_path):  # cases 91 and 92
         for name in names[::2]:
             (out / f"{name}.png").write_bytes(b"the result of the run before")
         words = ["--OUT", out, "--SUBMISSION", out / "submission.csv"]
-        words += [photographs, "--CHECKPOINT", trained / "best_checkpoint.pth.tar"]
+        words += [images, "--CHECKPOINT", trained / "best_checkpoint.pth.tar"]
         command = [sys.executable, "predict.py", *map(str, words)]
         processes[number] = out, subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     for number, (out, process) in processes.items():
@@ -404,7 +404,7 @@ def test_no_more_than_so_many_are_under_way():
     assert taken == 50
 
 
-def test_photographs_stand_anywhere_among_the_options(run, trained, tmp_path):
+def test_images_stand_anywhere_among_the_options(run, trained, tmp_path):
     one, two, three = sorted((trained / "val_images").iterdir())[:3]
     out = run(one, "--OVERLAY", two, "--BATCH_SIZE", "1", three, "--FLIP", "False")
     assert len(contents(out)) == 6

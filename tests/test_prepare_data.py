@@ -65,8 +65,8 @@ def test_split_of_symbolic_links_places_their_files(tmp_path):
 def test_split_places_nothing_but_files(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"], (8, 8))
     for number, target in enumerate(("/dev/zero", "gone.jpg", None)):
-        (photograph := tmp_path / "i/b.jpg").unlink()
-        photograph.symlink_to(target) if target else os.mkfifo(photograph)
+        (image := tmp_path / "i/b.jpg").unlink()
+        image.symlink_to(target) if target else os.mkfifo(image)
         out = tmp_path / f"data{number}"
         with pytest.raises(BadInput, match="b.jpg: a broken link, a pipe or a device. Replace or remove it."):
             prepare_data.main(["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(out)])
@@ -82,7 +82,7 @@ def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
     for more, message in (
         ([], "val_masks: already holds files"),
         (["--share", "1"], "--share: 1.0 can't be used"),
-        (["--group", "_"], "one group of 2 photographs"),
+        (["--group", "_"], "one group of 2 images"),
     ):
         with pytest.raises(BadInput, match=message):
             prepare_data.main([*arguments, *more])
@@ -99,20 +99,20 @@ def test_sample_set_is_whole_deterministic_and_split_by_car(tmp_path):
     assert len(cars[0]) == 2 and len(cars[1]) == 1 and not cars[0] & cars[1]
     for image, mask in pairs + val_pairs:
         assert prepare_data.CARVANA_NAME.match(image.stem)
-        photograph, truth = Image.open(image), np.asarray(Image.open(mask).convert("L"))
-        assert photograph.format == "JPEG" and photograph.size == (1918, 1280) == truth.shape[::-1]
+        image, truth = Image.open(image), np.asarray(Image.open(mask).convert("L"))
+        assert image.format == "JPEG" and image.size == (1918, 1280) == truth.shape[::-1]
         assert set(np.unique(truth)) == {0, 255} and 0.08 < (truth == 255).mean() < 0.5
 
 
 def test_masks_are_exact_and_parts_are_apart():
-    photograph, parts = sample.render(0, 3)
+    image, parts = sample.render(0, 3)
     assert parts.shape == (1280, 1918) and set(np.unique(parts)) == set(sample.PARTS)
     # The red or white of the car never comes from outside the mask: rendering without a car changes nothing there
-    # but the shadow below it, so the wall above the car is the same in photographs of different cars.
+    # but the shadow below it, so the wall above the car is the same in images of different cars.
     other, other_parts = sample.render(1, 3)
     wall = (parts == 0) & (other_parts == 0)
     wall[500:] = False
-    difference = np.abs(np.asarray(photograph).astype(int) - np.asarray(other))[wall]
+    difference = np.abs(np.asarray(image).astype(int) - np.asarray(other))[wall]
     assert difference.mean() < 3
 
 

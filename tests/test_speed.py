@@ -8,7 +8,7 @@ from support.errors import BadInput
 
 
 def measure(folders: list[str], *more: str, **options: object) -> None:
-    """Run benchmark.py, small, on the photographs of `folders`."""
+    """Run benchmark.py, small, on the images of `folders`."""
     names = {"--TRAIN_IMG_DIR": "--IMG_DIR", "--TRAIN_MASK_DIR": "--MASK_DIR"}
     dirs = [names.get(word, word) for word in folders[:8]]
     small = {"IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "BATCH_SIZE": 2, "EPOCH_IMAGES": 14, "REPEATS": 1}
@@ -35,7 +35,7 @@ def test_one_command_prints_and_writes_the_table(folders, tmp_path, capsys):
         "reading, later epochs",
         "peak memory of a step with batch 2",
         "training step, synthetic batch",
-        "a whole epoch of 14 photographs from disk",
+        "a whole epoch of 14 images from disk",
         "the same, % of the rate on synthetic batches",
     ]
     for line in lines:

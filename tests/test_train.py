@@ -65,7 +65,7 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
     mask = np.asarray(Image.open(tmp_path / "saved_images/epoch_002" / pictures[1]))
     assert mask.shape == (32, 48) and set(np.unique(mask)) <= {0, 255}
     printed = capsys.readouterr().out
-    assert "12 photographs to learn from, 5 to score on; 2 a step, 6 steps an epoch" in printed
+    assert "12 images to learn from, 5 to score on; 2 a step, 6 steps an epoch" in printed
     assert printed.count("5 images at 32x48: dice 0.") == 2
 
 
@@ -108,7 +108,7 @@ def test_a_new_run_sets_the_old_ones_results_aside(folders, tmp_path, capsys):
     old = (tmp_path / "my_checkpoint.pth.tar").read_bytes()
     train.main(folders + out(tmp_path, "--NUM_EPOCHS", "1", "--SEED", "1"))
     (aside,) = (tmp_path / "previous_runs").iterdir()
-    for name in ("saved_images/index.html", "saved_images/photographs", "runs/train", "runs/val"):
+    for name in ("saved_images/index.html", "saved_images/images", "runs/train", "runs/val"):
         assert (aside / name).exists() and (tmp_path / name).exists()
     assert len(list((tmp_path / "runs").rglob("events.*"))) == 2
     assert (aside / "my_checkpoint.pth.tar").read_bytes() == old
