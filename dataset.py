@@ -45,8 +45,8 @@ class CarvanaDataset(Dataset):
 
     An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8 (H, W, 3),
     and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and support.reading.IGNORED. The mask
-    comes out as float32. With `size`, both are first scaled to (height, width); all items then fit in one batch,
-    whatever the images' own sizes.
+    comes out as float32, or of several classes as int64. With `size`, both are first scaled to (height, width);
+    all items then fit in one batch, whatever the images' own sizes.
 
     An index is a number, or the (epoch, index) that EpochBatches yields: the transform then draws from
     (seed, epoch, index) alone, so that an item is the same in whichever worker, process or run it is made.
@@ -97,7 +97,8 @@ class CarvanaDataset(Dataset):
             except Exception as error:
                 raise RuntimeError(f"the transform failed on {self.pairs[index][0]}") from error
             image, mask = augmented["image"], augmented["mask"]
-        return image, mask.float() if isinstance(mask, torch.Tensor) else mask.astype(np.float32)
+        mask = torch.as_tensor(mask)
+        return image, mask.long() if self.classes.multiclass else mask.float()
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -1,4 +1,4 @@
-"""The training loss."""
+"""The training losses."""
 
 import torch
 import torch.nn.functional as F
@@ -8,47 +8,51 @@ from torch import Tensor, nn
 class BCEDiceLoss(nn.Module):
     """Binary cross-entropy plus one minus the soft Dice of each image: logits and targets (N, 1, H, W) to a scalar.
 
-    Cross-entropy has a gradient everywhere. In it, the pixels within `border` pixels of an outline weigh
-    1 + `border_weight` times what others do: they are few and decide how good a mask is. (Ronneberger et al. weigh
-    the borders between touching cells so.) The Dice term (Milletari et al. 2016, https://arxiv.org/abs/1606.04797)
-    keeps a small object from drowning in its background. Both are taken per image and then averaged, as the score
-    is, so the loss of two batches joined is the mean of theirs.
+    In the cross-entropy, pixels within `boundary` pixels of a boundary weigh 1 + `boundary_weight` times as much
+    as others: they are few and decide how good a mask is. (Ronneberger et al. weigh the boundaries between
+    touching cells so.) The Dice term (Milletari et al. 2016, https://arxiv.org/abs/1606.04797) keeps a small
+    object from drowning in its background. Both are means over images, as the score is, so the loss of two batches
+    joined is the mean of theirs.
     """
 
-    def __init__(self, border_weight: float = 5.0, border: int = 2) -> None:
+    def __init__(self, boundary_weight: float = 5.0, boundary: int = 2) -> None:
         super().__init__()
-        self.border_weight, self.border = border_weight, border
+        self.boundary_weight, self.boundary = boundary_weight, boundary
 
-    def weigh(self, classes: Tensor) -> Tensor:
-        """Weights of pixels, (N, 1, H, W), from the class that each belongs to, (N, C, H, W) in {0, 1}: 0 for those
-        of none, and a mean of 1 over each image."""
-        near = F.max_pool2d(classes, 2 * self.border + 1, stride=1, padding=self.border)  # classes of the window
-        weights = classes.sum(1, keepdim=True) * (1 + self.border_weight * (near.sum(1, keepdim=True) > 1))
+    def pixel_weights(self, classes: Tensor) -> Tensor:
+        """Weights of pixels, (N, 1, H, W), from one-hot classes, (N, C, H, W): 0 for pixels of no class, and a mean
+        of 1 over each image."""
+        nearby = F.max_pool2d(classes, 2 * self.boundary + 1, stride=1, padding=self.boundary)  # in the window
+        weights = classes.sum(1, keepdim=True) * (1 + self.boundary_weight * (nearby.sum(1, keepdim=True) > 1))
         return weights / weights.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        weights = self.weigh(torch.cat((1 - targets, targets), 1))
-        probs = logits.sigmoid().flatten(1)
-        truth = targets.flatten(1)
-        # One pixel is added above and below, so that nothing predicted on nothing there is a Dice of 1.
-        dice = (2 * (probs * truth).sum(1) + 1) / (probs.sum(1) + truth.sum(1) + 1)
-        return F.binary_cross_entropy_with_logits(logits, targets, weights) + 1 - dice.mean()
+        weights = self.pixel_weights(torch.cat((1 - targets, targets), 1))
+        bce = F.binary_cross_entropy_with_logits(logits, targets, weights)
+        return bce + 1 - soft_dice(logits.sigmoid(), targets).mean()
 
 
 class CEDiceLoss(BCEDiceLoss):
-    """The same for several classes: logits (N, C, H, W) and targets (N, 1, H, W) with their numbers to a scalar.
+    """Cross-entropy plus Dice of several classes: logits (N, C, H, W) and targets, int64 (N, H, W), to a scalar.
 
-    The Dice term is the mean over all classes, the background among them, of -ln(Dice), not of 1 - Dice: the two
-    agree where Dice is near 1, but the gradient of the first doesn't fade for a small class that isn't found at all
-    yet (Wong et al. 2018, https://arxiv.org/abs/1809.00076). A target that is no class, as support.reading.IGNORED,
-    has no weight in either term; a batch of such alone gives 0.
+    The Dice term is the mean over all classes of -ln(Dice), not of 1 - Dice: the two agree near a Dice of 1, but
+    the gradient of the first doesn't fade for a small class that isn't found at all yet (Wong et al. 2018,
+    https://arxiv.org/abs/1809.00076). Targets of support.reading.IGNORED have no weight in either term; a batch of
+    such alone gives 0.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         log_probs = logits.log_softmax(1)
-        numbers = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
-        truth = (targets == numbers).to(logits.dtype)  # 0 in all classes where ignored
-        probs = log_probs.exp() * truth.sum(1, keepdim=True)
-        dice = (2 * (probs * truth).sum((2, 3)) + 1) / (probs.sum((2, 3)) + truth.sum((2, 3)) + 1)  # (N, C)
+        classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
+        one_hot = (targets.unsqueeze(1) == classes).to(logits.dtype)  # 0 in all classes if ignored
+        probs = log_probs.exp() * one_hot.sum(1, keepdim=True)
         # Not F.cross_entropy, which CUDA can't compute the same way twice.
-        return -(self.weigh(truth) * truth * log_probs).sum(1).mean() - dice.log().mean()
+        cross_entropy = -(self.pixel_weights(one_hot) * one_hot * log_probs).sum(1).mean()
+        return cross_entropy - soft_dice(probs, one_hot).log().mean()
+
+
+def soft_dice(probs: Tensor, targets: Tensor) -> Tensor:
+    """Dice of probabilities and targets in [0, 1], (N, C, H, W) twice, to (N, C). One pixel is added above and
+    below, so that nothing predicted on nothing there is 1."""
+    probs, targets = probs.flatten(2), targets.flatten(2)
+    return (2 * (probs * targets).sum(2) + 1) / (probs.sum(2) + targets.sum(2) + 1)

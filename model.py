@@ -41,6 +41,7 @@ class UNET(nn.Module):
         self, in_channels: int = 3, out_channels: int = 1, features: Sequence[int] = (64, 128, 256, 512)
     ) -> None:
         super().__init__()
+        self.arguments = {"in_channels": in_channels, "out_channels": out_channels, "features": list(features)}
         self.downs = nn.ModuleList()
         self.ups = nn.ModuleList()
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2)

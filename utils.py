@@ -1,15 +1,14 @@
 """What a training run needs besides its data, its model and its loop."""
 
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -24,21 +23,12 @@ from support.signals import ignore_signals_in_worker, kill_workers_at_exit
 from support.visualize import Picture, draw_grid, save_mask
 
 
-def warmup_cosine(progress: float) -> float:
-    """Share of the peak learning rate when `progress` in [0, 1] of all steps are done: up for 20 % and down to 0,
-    both along a cosine. Smith and Topin 2017, https://arxiv.org/abs/1708.07120."""
-    warm_up = 0.2
-    if progress < warm_up:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / warm_up)) / 2
-    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
-
-
 def get_loaders(
     train_dir: str | Path,
     train_maskdir: str | Path,
     val_dir: str | Path,
     val_maskdir: str | Path,
-    batch_size: int,
+    batch_size: int | str,
     train_transform: Callable[..., dict[str, Any]],
     val_transform: Callable[..., dict[str, Any]],
     num_workers: int = 4,
@@ -48,6 +38,7 @@ def get_loaders(
     cache_dir: str | Path | None = None,
     seed: int = 0,
     min_steps: int = 1,
+    accumulation_steps: int = 1,
     drop_last: bool = False,
     classes: Classes = ONE_CLASS,
     group: Group = ALONE,
@@ -55,8 +46,10 @@ def get_loaders(
     """Loaders of (images, masks) batches, for training and for validation.
 
     `size` scales everything to (height, width), and `cache_dir` keeps the scaled arrays for later epochs and runs.
-    Where the training set is too small for `min_steps` batches an epoch, it gets smaller ones, down to 2. The
-    training loader's order and augmentation depend on `seed` and the epoch alone, whatever `num_workers` is.
+    A `batch_size` of "auto" is 16 for each process, or fewer, down to 2, so that an epoch has `min_steps` batches.
+    Validation has no gradients to hold, so what fits in training fits there: as many images as are computed at
+    once, in `accumulation_steps` parts. The training loader's order and augmentation depend on `seed` and the
+    epoch alone, whatever `num_workers` is.
 
     Of several processes, each gets its share of every training batch, which needs `drop_last`, and of the
     validation images. Raises BadInput where a batch has no image for each.
@@ -69,10 +62,12 @@ def get_loaders(
     if len(train_set) < group.world_size:
         finding = f"{counted(len(train_set), 'image')} for {group.world_size} processes"
         raise BadInput(train_dir, finding, "Start fewer processes or add images")
+    if batch_size == "auto":
+        batch_size = max(2 * group.world_size, min(16 * group.world_size, len(train_set) // min_steps))
     if batch_size < group.world_size:
         finding = f"{counted(batch_size, 'image')} a step for {group.world_size} processes"
         raise BadInput("BATCH_SIZE", finding, "Give one for each")
-    train_batch_size = min(batch_size, max(2, group.world_size, len(train_set) // min_steps))
+    train_batch_size = min(batch_size, len(train_set))
     kill_workers_at_exit()
     common = {
         "num_workers": num_workers,
@@ -85,12 +80,13 @@ def get_loaders(
         len(train_set),
         train_batch_size,
         seed=seed,
-        drop_last=drop_last and len(train_set) >= train_batch_size,
+        drop_last=drop_last,
         rank=group.rank,
         world_size=group.world_size,
     )
     train_loader = DataLoader(train_set, batch_sampler=batches, **common)
-    val_loader = DataLoader(val_set, batch_size=batch_size, sampler=group.shard(len(val_set)), **common)
+    val_batch_size = max(1, train_batch_size // group.world_size // accumulation_steps)
+    val_loader = DataLoader(val_set, batch_size=val_batch_size, sampler=group.shard(len(val_set)), **common)
     return train_loader, val_loader
 
 
@@ -185,6 +181,18 @@ def describe(scores: dict[str, float], images: str) -> str:
     return "\n".join(f"{what or images}: {', '.join(values)}" for what, values in by_class.items())
 
 
+class AtSize(nn.Module):
+    """A network that sees images (N, C, H, W) scaled down to `size`, with its logits scaled back up to H and W."""
+
+    def __init__(self, model: nn.Module, size: Size) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(F.interpolate(images, self.size, mode="area"))
+        return F.interpolate(logits.float(), images.shape[2:], mode="bilinear", align_corners=False)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards, and after an exception, the model is as it was."""
@@ -223,13 +231,14 @@ def check_accuracy(
                 logits = model(images)
             counts.append(compare(logits, targets)[2])
             if loss_fn is not None:
-                losses.append((loss_fn(logits.float(), targets.unsqueeze(1)) * len(images)).reshape(1))
+                targets = targets.unsqueeze(1) if targets.is_floating_point() else targets
+                losses.append((loss_fn(logits.float(), targets) * len(images)).reshape(1))
     counts = group.gather(torch.cat(counts))
     scores = overall_scores(counts)
     if loss_fn is not None:
         scores["loss"] = sum(group.all_gather(torch.cat(losses).sum().item())) / len(counts)
     height, width = masks.shape[1:]
-    print(describe(scores, f"{counted(len(counts), 'image')} at {height}x{width}"))
+    print(describe(scores, f"{counted(len(counts), 'image')} at {width}x{height}"))
     return scores
 
 
@@ -270,19 +279,3 @@ def save_predictions_as_imgs(
     if rows:
         draw_grid(rows, folder / "grid.png")
     return rows
-
-
-def archive_results(folder: Path, patterns: Sequence[str]) -> Path | None:
-    """Move what matches `patterns` in `folder` to the like place in `folder`/previous_runs/TIME, and return that
-    folder; None where nothing matches."""
-    there = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    if not there:
-        return None
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = (stamp if number == 1 else f"{stamp}_{number}" for number in count(1))
-    aside = next(path for name in names if not (path := folder / "previous_runs" / name).exists())
-    for path in there:
-        target = aside / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    return aside

@@ -92,7 +92,7 @@ def same(one: dict, other: dict) -> bool:
 
 def end_of(folder: Path) -> dict:
     state = checkpoint.read_checkpoint(folder / "my_checkpoint.pth.tar")
-    return {name: state[name] for name in ("state_dict", "optimizer", "scheduler", "epoch", "step", "best_dice")}
+    return {name: state[name] for name in ("state_dict", "optimizer", "epoch", "step", "best_dice")}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A run's logger, for TensorBoard: `tensorboard --logdir runs`."""
+"""A run's curves, for TensorBoard: `tensorboard --logdir runs`."""
 
 from contextlib import suppress
 from importlib.util import find_spec
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class Logger:
     """Writes values over a run's steps into `folder`, each part of a run (train, val) into a folder of its own.
 
-    A part's file is begun with its first value. From that step on, TensorBoard leaves out what earlier files of the
-    part hold: so a resumed run goes on with its logger, without a gap and without a double. A value is in the file
-    when `add` returns, before any checkpoint of its step. Without tensorboard installed nothing is written, and one
-    line says so.
+    The file of a part is begun with its first value. From that step on, TensorBoard leaves out what earlier files
+    of the part hold: so a resumed run goes on with its curves, without a gap and without a double. A value is in
+    the file when `add` returns, before any checkpoint of its step. Without tensorboard installed nothing is
+    written, and one line says so.
     """
 
     def __init__(self, folder: Path, constants: dict[str, Any], *, enabled: bool = True) -> None:
@@ -27,22 +27,22 @@ class Logger:
         installed = find_spec("tensorboard") is not None  # imported later: that takes a moment
         self.enabled = enabled and installed
         if not installed:
-            print("tensorboard is not installed, so this run draws no logger (pip install tensorboard)")
+            print("tensorboard is not installed, so this run logs no curves (pip install tensorboard)")
 
-    def add(self, part: str, step: int, values: dict[str, float], sheet: Path | None = None) -> None:
-        """Write the values after so many steps, and the picture in the file `sheet`."""
+    def add(self, part: str, step: int, values: dict[str, float], grid: Path | None = None) -> None:
+        """Write the values after so many steps, and the image in the file `grid`."""
         if not self.enabled:
             return
         try:
             writer = self.writers.get(part) or self._begin(part, step)
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
-            if sheet is not None and sheet.exists():
-                with Image.open(sheet) as picture:
-                    writer.add_image("sheet", np.asarray(picture), step, dataformats="HWC")
+            if grid is not None and grid.exists():
+                with Image.open(grid) as image:
+                    writer.add_image("grid", np.asarray(image), step, dataformats="HWC")
             writer.flush()
         except OSError as error:  # no reason to stop: a full disk gets its refusal from the next checkpoint
-            print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without logger")
+            print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without curves")
             self.enabled = False
 
     def _begin(self, part: str, step: int) -> "SummaryWriter":

@@ -5,7 +5,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,7 +19,8 @@ from tqdm import tqdm
 
 from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
 from support.distributed import ALONE, Group
-from support.errors import BadInput, warn
+from support.errors import BadInput, counted, warn
+from support.files import writable_folder
 from support.logger import Logger
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
@@ -31,7 +34,7 @@ def end_bars() -> None:
 
 
 class Run:
-    """One training run: where it is, and how to save it and go on from there, exactly.
+    """One training run: where it is, and how to save it and resume it exactly.
 
     A position is an epoch, counted from 0, and the steps done in it. Used as a context, it answers signals:
     SIGTERM and SIGINT save after the step and end the process with 128 + signal, SIGUSR1 saves and goes on.
@@ -39,34 +42,58 @@ class Run:
 
     def __init__(
         self,
-        writer: CheckpointWriter,
-        logger: Logger,
+        constants: dict[str, Any],
         loader: DataLoader,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
         scaler: torch.amp.GradScaler,
-        about: dict[str, Any],
+        schedule: Callable[[float], float],
+        metadata: dict[str, Any],
         group: Group = ALONE,
     ) -> None:
-        """`about` is what a checkpoint tells beside the state: the script's constants, the arguments of the model
-        and which images it learns from."""
-        self.writer, self.logger, self.about, self.group = writer, logger, about, group
+        """`schedule` gives the share of the peak learning rate from the share of the run that is done; `constants`
+        are the script's, in force; `metadata` is what else a checkpoint tells: the model's arguments and which
+        images it is trained on. Raises BadInput if OUT_DIR can't be written or another run is at work there."""
+        out_dir = Path(constants["OUT_DIR"])
+        self.writer = CheckpointWriter(out_dir, writes=group.is_main)
+        self.images_dir = writable_folder(out_dir / "saved_images")
+        self.logger = Logger(writable_folder(out_dir / "runs"), constants, enabled=group.is_main)
+        self.writer.check_room(model)
+        self.metadata, self.group = {"constants": constants, **metadata}, group
         self.dataset, self.batches = loader.dataset, loader.batch_sampler
-        self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
-        self.save_seconds = about["constants"]["SAVE_MINUTES"] * 60
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.schedule = schedule
+        for param_group in optimizer.param_groups:
+            param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
+        self.num_epochs, self.save_seconds = constants["NUM_EPOCHS"], constants["SAVE_MINUTES"] * 60
         self.epoch = self.step = 0
-        self.losses: list[Tensor] = []  # of the epoch's steps, left on the device
+        self.loss_sum = torch.zeros((), device=group.device)  # over the epoch's steps
+        self.losses: list[Tensor] = []  # of the steps since the last look, left on the device
         self.best_dice = -1.0
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.asks_always = group.world_size == 1 or group.device.type == "cpu"  # GPUs would wait for each other
         self.last_save = time.monotonic()
         self.clock: tuple[int, float] | None = None  # a step of this epoch and when it was done
+        self._set_learning_rate()
 
     @property
     def total_steps(self) -> int:
         """Steps done in all epochs."""
-        return self.scheduler.last_epoch  # whatever its name says, it counts steps here
+        return self.epoch * len(self.batches) + self.step
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1], whatever the number of steps in its epochs was."""
+        return min(1.0, self.total_steps / (self.num_epochs * len(self.batches)))
+
+    @property
+    def half_size(self) -> bool:
+        """Whether the network has seen nothing but half the height and width so far, in progressive resizing."""
+        return 0 < self.progress <= self.metadata["constants"]["PROGRESSIVE_RESIZING"]
+
+    def _set_learning_rate(self) -> None:
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = param_group["initial_lr"] * self.schedule(self.progress)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and primitives."""
@@ -75,41 +102,56 @@ class Run:
             "format": FORMAT,
             "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "steps_per_epoch": len(self.batches),
+            "loss_sum": self.group.mean(self.loss_sum),
             "losses": self.group.mean(torch.stack(self.losses)) if self.losses else torch.empty(0),
             "best_dice": self.best_dice,
+            "half_size": self.half_size,
             "generators": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 "python": random.getstate(),
                 "numpy": [kind, keys.tolist(), *rest],
             },
-            "launch": self.group.run_id,
-            **self.about,
+            "run_id": self.group.run_id,
+            **self.metadata,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
 
-    def saved_state(self, load_model: bool) -> dict[str, Any] | None:
-        """The checkpoint to go on from: the latest, with `load_model`; else what was saved before torchrun, of the
-        same command, restarted the processes; or none."""
+    def begin(self, load_model: bool) -> None:
+        """Resume from the latest checkpoint, with `load_model` or if torchrun restarted the processes of the same
+        command; otherwise move the results of the run before out of the way."""
+        if state := self.group.broadcast(lambda: self._saved_state(load_model)):
+            self._resume(state)
+        elif self.group.is_main:
+            results = ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"]
+            if archive := archive_results(self.writer.latest.parent, results):
+                print(f"the results of the run before are now in {archive}")
+
+    def _saved_state(self, load_model: bool) -> dict[str, Any] | None:
         if load_model:
             return self.writer.read()
         if self.group.run_id and self.writer.latest.exists():
             state = self.writer.read()
-            return state if state.get("launch") == self.group.run_id else None
+            return state if state.get("run_id") == self.group.run_id else None
         return None
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; from weights alone, or another script's checkpoint, start anew."""
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; from weights alone, or another script's checkpoint, begin anew."""
         name = str(self.writer.latest)
         if "step" not in state:
             load_checkpoint(state, self.model, name=name)
+            print(f"{name}: weights alone, with which a new run begins")
             return
         try:
             self._restore(state, name)
+            done = f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
+            print(f"{name}: going on after {done}")
+            if self.epoch >= self.num_epochs:
+                print(f"NUM_EPOCHS {self.num_epochs} is reached: give a larger one to train on")
         except BadInput:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -118,20 +160,30 @@ class Run:
             raise BadInput(name, finding, "Use another checkpoint") from error
 
     def _restore(self, state: dict[str, Any], name: str) -> None:
+        in_force = [
+            {key: value for key, value in param_group.items() if key != "params"}
+            for param_group in self.optimizer.param_groups
+        ]
         load_checkpoint(state, self.model, self.optimizer, name=name)
-        images = self.about["images"]
+        images = self.metadata["images"]
         if state.get("images", images) != images:
-            counts = "{train} to learn from and {val} to score on"
+            counts = "{train} for training and {val} for validation"
             then, now = (counts.format(**some) for some in (state["images"], images))
             finding = f"the images have changed since it was written: then {then}, now {now}"
             warn(name, finding, "The run goes on with the new ones")
-        self.scheduler.load_state_dict(state["scheduler"])
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.best_dice = state["epoch"], state["step"], state["best_dice"]
-        device = next(self.model.parameters()).device
-        self.losses = list(state["losses"].to(device))
+        # The same share of the epoch is done, if it has another number of steps now.
+        self.epoch, self.best_dice, steps = state["epoch"], state["best_dice"], len(self.batches)
+        share = steps / state.get("steps_per_epoch", steps)
+        self.step = round(share * state["step"])
+        self.losses = list(state["losses"].to(self.group.device)) if share == 1 and "loss_sum" in state else []
+        self.loss_sum = share * state.get("loss_sum", state["losses"].sum()).to(self.group.device)
         self.batches.epoch, self.batches.first_batch = self.epoch, self.step
+        # The optimizer's state comes with the settings that it had: those in force now are the options'.
+        for param_group, settings in zip(self.optimizer.param_groups, in_force, strict=True):
+            param_group.update(settings)
+        self._set_learning_rate()
         generators = state["generators"]
         torch.set_rng_state(generators["torch"])
         if torch.cuda.is_available() and len(generators["cuda"]) == torch.cuda.device_count():
@@ -139,14 +191,17 @@ class Run:
         random.setstate(generators["python"])
         np.random.set_state(tuple(generators["numpy"]))
         for name, value in state["constants"].items():
-            now = self.about["constants"].get(name, value)
+            now = self.metadata["constants"].get(name, value)
             if now != value and name != "LOAD_MODEL":
                 print(f"{name} was {value!r} when this run began and is {now!r} now")
 
     def after_step(self, loss: Tensor) -> None:
-        """Count the step; every so many, and whenever something is asked for, look at the losses and save."""
+        """Count the step and set the next one's learning rate; every so many, and whenever something is asked for,
+        look at the losses and save."""
         self.step += 1
+        self._set_learning_rate()
         self.losses.append(loss)
+        self.loss_sum += loss
         self.clock = self.clock or (self.step, time.perf_counter())
         look = self.step % LOOK_EVERY == 0 or self.step == len(self.batches)
         number, save = self.asked() if look or self.asks_always else (0, False)
@@ -155,6 +210,7 @@ class Run:
             self.writer.poll()
         if look:
             self.record()
+            self.losses = []
         if number:
             self.save_and_exit(number)
         if save:
@@ -167,12 +223,11 @@ class Run:
         return max(signals), any(saves)
 
     def record(self) -> None:
-        """Add to the logger what the steps since the last time were like."""
-        before, now = (self.step - 1) // LOOK_EVERY * LOOK_EVERY, time.perf_counter()
-        share_of_peak = self.scheduler.get_last_lr()[0] / self.scheduler.base_lrs[0]  # the same in all layers
+        """Log what the steps since the last time were like."""
+        now = time.perf_counter()
         values = {
-            "loss": self.group.mean(torch.stack(self.losses[before:])).mean().item(),
-            "learning_rate": self.about["constants"]["LEARNING_RATE"] * share_of_peak,
+            "loss": self.group.mean(torch.stack(self.losses)).mean().item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "scale": self.scaler.get_scale(),
         }
         if steps := self.step - self.clock[0]:
@@ -182,7 +237,7 @@ class Run:
 
     def mean_loss(self) -> float:
         """Mean training loss of the epoch's steps so far, those before an interruption included."""
-        return self.group.mean(torch.stack(self.losses)).mean().item()
+        return self.group.mean(self.loss_sum).item() / max(1, self.step)
 
     def stoppable(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of `loader`, for as long as no signal asks to stop."""
@@ -199,6 +254,7 @@ class Run:
         is_best = dice > self.best_dice  # never so for a NaN
         self.best_dice = dice if is_best else self.best_dice
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
+        self.loss_sum = torch.zeros_like(self.loss_sum)
         self.clock = None
         self.save(is_best)
         number, _ = self.asked()
@@ -226,13 +282,13 @@ class Run:
         raise SystemExit(128 + number)
 
     def check_losses(self) -> None:
-        """Raise BadInput at the epoch's first loss that is not finite, with the files of its share of the step."""
+        """Raise BadInput at the first loss since the last look that is not finite, with the files of its step."""
         bad = (~torch.stack(self.losses).isfinite()).nonzero()
         found = None
         if len(bad):
-            step = int(bad[0])
+            step = self.step - len(self.losses) + int(bad[0])
             files = ", ".join(self.dataset.images[index] for index in self.batches.shard(self.epoch, step))
-            found = step, f"the loss is {self.losses[step].item()}, with {files}"
+            found = step, f"the loss is {self.losses[int(bad[0])].item()}, with {files}"
         found = min(filter(None, self.group.all_gather(found)), default=None)
         if found:
             step, finding = found
@@ -255,6 +311,7 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         end_bars()
+        self.logger.close()
         if kind is None:
             self.writer.wait()
 
@@ -265,3 +322,19 @@ class Run:
             self.signal = number
         elif self.group.world_size == 1:  # else the same one came from a queue and once more from torchrun
             os._exit(128 + number)
+
+
+def archive_results(folder: Path, patterns: Sequence[str]) -> Path | None:
+    """Move what matches `patterns` in `folder` to the like place in `folder`/previous_runs/TIME, and return that
+    folder; None where nothing matches."""
+    there = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if not there:
+        return None
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = (stamp if number == 1 else f"{stamp}_{number}" for number in count(1))
+    aside = next(path for name in names if not (path := folder / "previous_runs" / name).exists())
+    for path in there:
+        target = aside / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return aside

@@ -72,7 +72,7 @@ class World:
     def argv(self) -> list[str]:
         dirs = {"TRAIN_IMG_DIR": self.images, "TRAIN_MASK_DIR": self.masks, "VAL_IMG_DIR": self.val_images}
         dirs |= {"VAL_MASK_DIR": self.val_masks, "OUT_DIR": self.out, "CACHE_DIR": self.root / "cache"}
-        small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 4 8 --NUM_EPOCHS 1 --NUM_PICTURES 1"
+        small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 4 8 --NUM_EPOCHS 1 --NUM_SAVED_IMAGES 1"
         return [word for name, path in dirs.items() for word in (f"--{name}", str(path))] + small.split()
 
     def save_image(self, picture: Image.Image, name: str = "a.png", **options: Any) -> None:
@@ -582,7 +582,7 @@ CASES = [
         "a.jpg: a name that stands in training as well. Look",
     ),
     W(49, "a car in both", use_cars, "02.jpg: a view of a car that is also learnt from, as in"),
-    OK(50, "one image", lambda w: keep(w, 1), "1 image to learn from"),
+    OK(50, "one image", lambda w: keep(w, 1), "1 training image,"),
     OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "2 a step, 1 step an epoch"),
     E(
         50,
@@ -590,7 +590,7 @@ CASES = [
         adding(lambda w: keep(w, 1), "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "7"),
         "IMAGE_HEIGHT and IMAGE_WIDTH: 4 and 7, of which batches of one leave BatchNorm a single pixel",
     ),
-    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "4 a step, 1 step an epoch"),
+    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "batches of 4, 1 step an epoch"),
     # Constants
     *(
         flags(53, "E", f"--LEARNING_RATE {value}", "can't be used. Give a positive")
@@ -724,7 +724,7 @@ CASES = [
         79,
         "another image",
         resume(lambda w: write_pairs(w.images, w.masks, ["e"], (32, 48))),
-        "images have changed since it was written: then 4 to learn from and 2 to score on, now 5 to learn",
+        "images have changed since it was written: then 4 for training and 2 for validation, now 5 for",
     ),
     # During training
     E(

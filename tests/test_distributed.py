@@ -205,7 +205,7 @@ def undisturbed(arguments, tmp_path_factory) -> tuple[Path, str]:
 
 def end_of(folder: Path) -> dict[str, Any]:
     state = read_checkpoint(folder / "my_checkpoint.pth.tar")
-    return {name: state[name] for name in ("state_dict", "optimizer", "scheduler", "epoch", "step", "best_dice")}
+    return {name: state[name] for name in ("state_dict", "optimizer", "epoch", "step", "best_dice")}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -244,8 +244,8 @@ def test_two_processes_train_as_one(undisturbed, arguments, tmp_path, capsys):
     out, printed = undisturbed
     train.main([*arguments, "--OUT_DIR", str(tmp_path)])
     alone = capsys.readouterr().out
-    assert "12 images to learn from, 5 to score on; 4 a step (2 in each of 2 processes), 3 steps" in printed
-    assert "12 images to learn from, 5 to score on; 4 a step, 3 steps" in alone
+    assert "12 training images, 5 validation images; batches of 4 (2 in each of 2 processes), 3 steps" in printed
+    assert "12 training images, 5 validation images; batches of 4, 3 steps" in alone
     assert printed.count("mean training loss") == printed.count("5 images at 32x48") == 12
     assert last_dice(printed) > 0.9 and last_dice(printed) == pytest.approx(last_dice(alone), abs=0.03)
     assert sorted(path.name for path in out.rglob("*.png")) == sorted(path.name for path in tmp_path.rglob("*.png"))

@@ -13,7 +13,6 @@ from test_resume import interrupted
 
 import train
 from support.run import Run
-from utils import warmup_cosine
 
 ROOT = Path(__file__).parent.parent
 Series = dict[str, list[tuple[int, float]]]
@@ -57,7 +56,7 @@ def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkey
     assert all([step for step, _ in curve] == steps for curve in logger.values())
     means = [np.mean(losses[start:end]) for start, end in ((0, 10), (10, 12), (12, 22), (22, 24))]
     assert [value for _, value in logger["loss"]] == pytest.approx(means, rel=1e-5)
-    rates = [train.LEARNING_RATE * warmup_cosine(step / 24) for step in steps]
+    rates = [train.LEARNING_RATE * train.warmup_cosine(step / 24) for step in steps]
     assert [value for _, value in logger["learning_rate"]] == pytest.approx(rates, rel=1e-5, abs=1e-9)
     assert all(value > 0 for _, value in logger["images_per_s"])
     table = events.Tensors("constants/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -68,8 +67,8 @@ def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkey
     for name, curve in logger.items():
         assert [step for step, _ in curve] == [12, 24]
         assert all(f"{name} {value:.4f}" in line for (_, value), line in zip(curve, printed, strict=True))
-    for number, sheet in enumerate(events.Images("sheet")):
-        drawn = np.asarray(Image.open(io.BytesIO(sheet.encoded_image_string)))
+    for number, grid in enumerate(events.Images("grid")):
+        drawn = np.asarray(Image.open(io.BytesIO(grid.encoded_image_string)))
         saved = np.asarray(Image.open(tmp_path / f"saved_images/epoch_{number + 1:03d}/grid.png"))
         np.testing.assert_array_equal(drawn, saved)
 
@@ -90,15 +89,15 @@ def test_a_resumed_run_goes_on_with_its_curves(folders, tmp_path, arguments, uni
         train.main([*arguments, "--OUT_DIR", str(tmp_path / "whole")])
         uninterrupted |= curves_of(tmp_path / "whole")
 
-    out, restore = tmp_path / "out", Run.restore
+    out, restore = tmp_path / "out", Run._restore
     latest, copy = out / "my_checkpoint.pth.tar", tmp_path / "copy"
 
-    def keep_copy(self, state):
+    def keep_copy(self, state, name):
         shutil.copy(latest, copy)
         next_second()
-        restore(self, state)
+        restore(self, state, name)
 
-    monkeypatch.setattr(Run, "restore", keep_copy)
+    monkeypatch.setattr(Run, "_restore", keep_copy)
     interrupted(arguments, out, [stop], monkeypatch)
     assert curves_of(out) == uninterrupted
     shutil.copy(copy, latest)  # as if the machine had died with what was saved last, but for the logger

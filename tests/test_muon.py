@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from support.muon import BLOCK, Muon, newton_schulz, orthogonalize
+from support.muon import BLOCK, Muon, orthogonalize, zeropower_via_newtonschulz
 
 
 def test_orthogonalised_keeps_the_singular_vectors():
     torch.manual_seed(0)
     stacks = [torch.randn(shape) for shape in ((1, 16, 40), (1, 40, 16), (3, 8, 20), (2, 16, 16), (1, 16, 900))]
-    for stack, found in zip(stacks, newton_schulz(stacks), strict=True):
+    for stack, found in zip(stacks, zeropower_via_newtonschulz(stacks), strict=True):
         u, _, vh = torch.linalg.svd(stack, full_matrices=False)
         turned = u.mT @ found @ vh.mT  # diagonal, if the vectors are the same
         values = turned.diagonal(dim1=-2, dim2=-1)
@@ -19,60 +19,63 @@ def test_orthogonalised_keeps_the_singular_vectors():
 
 
 def test_orthogonalised_of_nothing_is_nothing():
-    assert not newton_schulz([torch.zeros(1, 4, 6)])[0].any()
+    assert not zeropower_via_newtonschulz([torch.zeros(1, 4, 6)])[0].any()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_many_updates_at_once_turn_as_each_does(layout):
+def test_many_updates_at_once_are_those_of_each_alone(layout):
     torch.manual_seed(0)
     shapes = [(16, 3, 3, 3), (32, 16, 3, 3), (2 * BLOCK, 8, 3, 3), (16, 8, 2, 2), (1, 16, 1, 1), (16, 64, 3, 3)]
     updates = [torch.randn(shape).contiguous(memory_format=layout) for shape in shapes]
-    for update, turned in zip(updates, orthogonalize(updates), strict=True):
-        torch.testing.assert_close(turned, orthogonalize([update])[0], atol=1e-5, rtol=1e-4)
+    transposed = [shape[2:] == (2, 2) for shape in shapes]
+    together = orthogonalize(updates, transposed)
+    for update, swap, result in zip(updates, transposed, together, strict=True):
+        torch.testing.assert_close(result, orthogonalize([update], [swap])[0], atol=1e-5, rtol=1e-4)
 
 
-def reference(weights, gradients, lr, momentum=0.9):
-    """Nesterov's momentum, each step's matrix newton_schulz, and a vector's signs."""
+def reference(weights, gradients, lr, momentum=0.9, transposed=False):
+    """Nesterov's momentum, each update's matrix orthogonalized, and a vector's signs."""
     average = torch.zeros_like(weights)
     for gradient in gradients:
         average = momentum * average + (1 - momentum) * gradient
         step = (1 - momentum) * gradient + momentum * average
         if step.ndim > 1:
-            wide = step.flatten(1)
-            step = newton_schulz([wide[None]])[0].view_as(step) * max(1, len(wide) / wide.shape[1]) ** 0.5
+            # What a layer maps one pixel to, or one window: ConvTranspose2d's weight is (inputs, outputs, 2, 2).
+            matrix = step.flatten(1).mT if transposed else step.flatten(1)
+            ratio = max(1, len(matrix) / matrix.shape[1])
+            matrix = zeropower_via_newtonschulz([matrix[None].contiguous()])[0][0] * ratio**0.5
+            step = (matrix.mT if transposed else matrix).reshape(step.shape)
         else:
             step = step.sign()
         weights = weights - lr * step
     return weights
 
 
-def steps(weights, gradients, lr, layout=torch.contiguous_format):
+def steps(weights, gradients, lr, layout=torch.contiguous_format, transposed=False):
     parameter = torch.nn.Parameter(weights.clone().contiguous(memory_format=layout))
-    optimizer = Muon([parameter], lr)
+    optimizer = Muon([parameter], lr, transposed=[parameter] if transposed else ())
     for gradient in gradients:
         parameter.grad = gradient.contiguous(memory_format=layout)
         optimizer.step()
     return parameter.detach()
 
 
-@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (12, 1, 1, 1), (6, 10, 2, 2), (7,)])
-def test_steps_are_those_of_the_plain_reference(shape):
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (12, 1, 1, 1), (16, 8, 2, 2)])
+def test_updates_are_those_of_the_plain_reference(shape, layout, transposed):
     torch.manual_seed(0)
     weights, gradients = torch.randn(shape), torch.randn(4, *shape)
+    found = steps(weights, gradients, 0.1, layout, transposed)
     torch.testing.assert_close(
-        steps(weights, gradients, 0.1), reference(weights, gradients, 0.1), atol=1e-4, rtol=1e-3
+        found, reference(weights, gradients, 0.1, transposed=transposed), atol=1e-4, rtol=1e-3
     )
 
 
-def test_the_memory_format_changes_nothing():
+def test_a_vector_moves_by_its_signs():
     torch.manual_seed(0)
-    weights, gradients = torch.randn(8, 4, 3, 3), torch.randn(3, 8, 4, 3, 3)
-    torch.testing.assert_close(
-        steps(weights, gradients, 0.1),
-        steps(weights, gradients, 0.1, torch.channels_last),
-        atol=1e-4,
-        rtol=1e-3,
-    )
+    weights, gradients = torch.randn(7), torch.randn(4, 7)
+    torch.testing.assert_close(steps(weights, gradients, 0.1), reference(weights, gradients, 0.1))
 
 
 def test_a_large_layer_moves_in_blocks_of_outputs():

@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_a_run_writes_the_page(folders, tmp_path):
-    train.main([*folders, "--OUT_DIR", str(tmp_path), "--NUM_PICTURES", "3"])
+    train.main([*folders, "--OUT_DIR", str(tmp_path), "--NUM_SAVED_IMAGES", "3"])
     saved = tmp_path / "saved_images"
     run = in_page(saved)
     assert run.keys() == {"height", "width", "epochs"} and (run["height"], run["width"]) == (32, 48)
@@ -81,7 +81,7 @@ def test_a_run_writes_the_page(folders, tmp_path):
             assert (errors[prediction == truth][:, 3] == 0).all()
     image = Image.open(saved / f"images/{name}.jpg")
     assert image.size == (48, 32)
-    train.main([*folders, "--OUT_DIR", str(tmp_path / "none"), "--NUM_PICTURES", "0", "--NUM_EPOCHS", "1"])
+    train.main([*folders, "--OUT_DIR", str(tmp_path / "none"), "--NUM_SAVED_IMAGES", "0", "--NUM_EPOCHS", "1"])
     assert not (tmp_path / "none/saved_images/index.html").exists()
 
 

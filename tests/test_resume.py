@@ -166,10 +166,9 @@ PIECES = {
     "state_dict": lambda state: state["state_dict"]["final_conv.bias"].zero_(),
     "buffers": lambda state: state["state_dict"]["downs.0.conv.1.running_mean"].zero_(),
     "optimizer": lambda state: state["optimizer"]["state"].clear(),  # AdamW's moments
-    "scheduler": lambda state: state["scheduler"].update(last_epoch=0),
     "epoch": lambda state: state.update(epoch=0),
     "step": lambda state: state.update(step=0),
-    "losses": lambda state: state.update(losses=torch.empty(0)),  # the epoch's printed mean
+    "loss_sum": lambda state: state["loss_sum"].zero_(),  # of the epoch's printed mean
     "torch generator": lambda state: state["generators"]["torch"].copy_(
         torch.Generator().manual_seed(9).get_state()
     ),

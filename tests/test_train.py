@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -6,14 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import write_pairs
 from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
 
 import train
+from dataset import CarvanaDataset, make_transforms
 from losses import BCEDiceLoss
 from model import UNET
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput
+from support.muon import Muon
+from support.reading import Classes
+from support.run import Run
+from train import train_fn
+from utils import AtSize, check_accuracy
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL_SCRIPT = """
@@ -56,7 +66,7 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
     train.main(folders + out(tmp_path))
     checkpoint = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
     assert checkpoint["epoch"] == 2 and checkpoint["constants"]["FEATURES"] == [4, 8]
-    assert {"state_dict", "optimizer", "scheduler", "scaler"} <= checkpoint.keys()
+    assert {"state_dict", "optimizer", "scaler"} <= checkpoint.keys()
     for epoch in ("epoch_001", "epoch_002"):
         pictures = sorted(path.name for path in (tmp_path / "saved_images" / epoch).iterdir())
         names = [f"{3:012x}_{view:02d}" for view in range(1, 6)]
@@ -65,8 +75,8 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
     mask = np.asarray(Image.open(tmp_path / "saved_images/epoch_002" / pictures[1]))
     assert mask.shape == (32, 48) and set(np.unique(mask)) <= {0, 255}
     printed = capsys.readouterr().out
-    assert "12 images to learn from, 5 to score on; 2 a step, 6 steps an epoch" in printed
-    assert printed.count("5 images at 32x48: dice 0.") == 2
+    assert "12 training images, 5 validation images; batches of 2, 6 steps an epoch" in printed
+    assert printed.count("5 images at 48x32: dice 0.") == 2
 
 
 def test_it_learns(folders, tmp_path, capsys):
@@ -79,16 +89,129 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     torch.manual_seed(0)
     batch = torch.rand(5, 3, 16, 24), (torch.rand(5, 16, 24) > 0.5).float()
     weights, losses = [], []
-    for accumulate in (1, 2, 5):
+    for parts in (1, 2, 5):
         torch.manual_seed(1)
         model = UNET(features=[4, 8]).eval()  # BatchNorm's batch statistics would be those of each part
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        losses.append(train.train_fn([batch], model, optimizer, BCEDiceLoss(), scaler, accumulate=accumulate))
+        losses.append(train.train_fn([batch], model, optimizer, BCEDiceLoss(), scaler, accumulation_steps=parts))
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "classes, values, loss_fn, dtype",
+    [
+        (1, [0, 255], nn.BCEWithLogitsLoss(), torch.float32),
+        (3, [0, 2, 255], nn.CrossEntropyLoss(ignore_index=255), torch.int64),
+    ],
+)
+def test_pytorchs_own_losses_fit_the_masks(tmp_path, classes, values, loss_fn, dtype):
+    (tmp_path / "images").mkdir(), (tmp_path / "masks").mkdir()
+    mask = np.repeat(np.array([values], np.uint8), 8, axis=1).repeat(16, axis=0)
+    for name in "ab":
+        Image.fromarray(mask).save(tmp_path / f"masks/{name}.png")
+        Image.fromarray(np.stack([mask] * 3, -1)).save(tmp_path / f"images/{name}.bmp")
+    folders = tmp_path / "images", tmp_path / "masks"
+    dataset = CarvanaDataset(*folders, make_transforms()[0], size=(16, 24), classes=Classes(classes))
+    images, masks = next(iter(DataLoader(dataset, 2, num_workers=2)))
+    assert images.shape == (2, 3, 16, 24) and masks.shape == (2, 16, 24) and masks.dtype == dtype
+    model = UNET(out_channels=classes, features=[4, 8])
+    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False)
+    assert 0 < train_fn([(images, masks)], model, optimizer, loss_fn, scaler) < 5
+    assert 0 < check_accuracy([(images, masks)], model, "cpu", loss_fn=loss_fn)["loss"] < 5
+
+
+def rates_and_progress(monkeypatch) -> list[tuple[float, float]]:
+    """The first group's learning rate in each step of the runs to come, and the share of the run done before it."""
+    seen, step = [], Muon.step
+
+    def watched(self: Muon, closure: None = None) -> None:
+        seen.append(self.param_groups[0]["lr"])
+        step(self, closure)
+
+    monkeypatch.setattr(Muon, "step", watched)
+    return seen
+
+
+@pytest.mark.parametrize("change, steps", [([], 6), (["--LEARNING_RATE", "0.001"], 6), (["--BATCH_SIZE", "4"], 3)])
+def test_a_resumed_run_follows_the_options_in_force(folders, tmp_path, monkeypatch, change, steps):
+    """Half of 4 epochs of 6 steps, and the rest with other options: the schedule ends where it should."""
+    rates = rates_and_progress(monkeypatch)
+    finish_epoch = Run.finish_epoch
+
+    def stop_after_two_epochs(self: Run, dice: float) -> None:
+        self.signal = signal.SIGTERM if self.epoch == 1 else 0
+        finish_epoch(self, dice)
+
+    monkeypatch.setattr(Run, "finish_epoch", stop_after_two_epochs)
+    arguments = [*folders, *out(tmp_path, "--NUM_EPOCHS", "4")]
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    monkeypatch.setattr(Run, "finish_epoch", finish_epoch)
+    assert rates == pytest.approx([0.1 * train.warmup_cosine(step / 24) for step in range(12)])
+    rates.clear()
+    train.main([*arguments, "--LOAD_MODEL", *change])
+    peak = 0.001 if "--LEARNING_RATE" in change else 0.1
+    expected = [peak * train.warmup_cosine(0.5 + step / (4 * steps)) for step in range(2 * steps)]
+    assert rates == pytest.approx(expected) and rates == sorted(rates, reverse=True)
+
+
+def test_a_run_with_other_steps_an_epoch_goes_on_at_the_same_share_of_it(folders, tmp_path, monkeypatch):
+    after_step = Run.after_step
+
+    def stop_in_second_epoch(self: Run, loss: torch.Tensor) -> None:
+        self.signal = signal.SIGTERM if (self.epoch, self.step) == (1, 3) else 0
+        after_step(self, loss)
+
+    monkeypatch.setattr(Run, "after_step", stop_in_second_epoch)
+    with pytest.raises(SystemExit):
+        train.main(folders + out(tmp_path))
+    monkeypatch.setattr(Run, "after_step", after_step)
+    assert read_checkpoint(tmp_path / "my_checkpoint.pth.tar")["step"] == 4  # of 6
+    rates = rates_and_progress(monkeypatch)
+    train.main(folders + out(tmp_path, "--LOAD_MODEL", "--BATCH_SIZE", "4"))
+    assert rates == pytest.approx([0.1 * train.warmup_cosine(5 / 6)])  # the last of 3
+
+
+def test_until_it_has_seen_the_full_size_a_network_is_validated_at_half(folders, tmp_path, capsys):
+    train.main(folders + out(tmp_path, "--NUM_EPOCHS", "4", "--FEATURES", "8", "16"))
+    printed = capsys.readouterr().out
+    assert printed.count("the network sees 24x16 so far, and its logits are scaled up") == 2
+    assert printed.index("epoch 2 of 4") < printed.rindex("24x16") < printed.index("epoch 3 of 4")
+    scores = [float(part.partition(",")[0]) for part in printed.split(": dice ")[1:]]
+    assert len(scores) == 4 and printed.count("5 images at 48x32: dice") == 4
+    small = nn.Conv2d(3, 1, 1)
+    images = torch.rand(2, 3, 5, 9)
+    expected = F.interpolate(small(F.interpolate(images, (3, 5), mode="area")), (5, 9), mode="bilinear")
+    torch.testing.assert_close(AtSize(small, (3, 5))(images), expected)
+
+
+def test_compile_compiles_the_training_step_alone(folders, tmp_path):
+    """Two sizes, half and full, are two graphs; those that validation and pictures would add were three."""
+    script = (
+        "import sys, torch, train; torch._dynamo.config.suppress_errors = False\n"
+        "compile = torch.compile; torch.compile = lambda model, **words: compile(model, backend='eager', **words)\n"
+        "train.main(sys.argv[1:]); print(torch._dynamo.utils.counters['stats']['unique_graphs'], 'graphs')"
+    )
+    command = [sys.executable, "-c", script, *folders, *out(tmp_path, "--COMPILE")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("2 graphs\n")
+
+
+def test_the_losses_kept_do_not_grow_with_the_epoch(folders, tmp_path, monkeypatch):
+    kept, after_step = [], Run.after_step
+
+    def counted(self: Run, loss: torch.Tensor) -> None:
+        after_step(self, loss)
+        kept.append(len(self.losses))
+
+    monkeypatch.setattr(Run, "after_step", counted)
+    train.main(folders + out(tmp_path, "--BATCH_SIZE", "1", "--NUM_EPOCHS", "1"))
+    assert kept == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 0]
 
 
 def test_the_same_seed_gives_the_same_weights(folders, tmp_path):
@@ -145,7 +268,7 @@ def test_a_script_written_for_the_tutorial_runs_unchanged(tmp_path):
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 images at 32x48: dice") == 2
+    assert done.stdout.count("3 images at 48x32: dice") == 2
     assert (tmp_path / "my_checkpoint.pth.tar").exists()
     assert {path.name for path in (tmp_path / "saved_images").iterdir()} == {
         "grid.png",
@@ -193,4 +316,4 @@ def test_compiling_without_a_compiler_is_refused_in_one_line(folders, tmp_path):
     command = [sys.executable, train.__file__, *folders, "--OUT_DIR", str(tmp_path / "out"), "--COMPILE"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "batches of 2 images of 32x48: COMPILE finds no compiler (" in done.stderr
+    assert "batches of 2 images of 48x32: COMPILE finds no compiler (" in done.stderr

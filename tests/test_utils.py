@@ -6,10 +6,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from losses import BCEDiceLoss
 from model import UNET
+from support.distributed import Group
+from support.run import archive_results
+from train import warmup_cosine
 from utils import (
-    archive_results,
     check_accuracy,
     count_overlap,
     dice_scores,
@@ -17,7 +18,6 @@ from utils import (
     get_loaders,
     iou_scores,
     save_predictions_as_imgs,
-    warmup_cosine,
 )
 
 
@@ -65,33 +65,7 @@ def test_check_accuracy_by_hand_whatever_the_batch(batch_size, capsys):
     assert scores["loss"] == pytest.approx((19 * right + 5 * wrong) / 24, rel=1e-5)
     assert model.training
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "3 images at 2x4: dice 0.5238" in printed
-
-
-def test_loss_by_hand():
-    logits = torch.tensor([[[[np.log(3.0), -np.log(3.0)]]], [[[0.0, 0.0]]]])  # probabilities 3/4, 1/4; 1/2, 1/2
-    targets = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 0.0]]]])
-    dice = ((2 * 0.75 + 1) / (1 + 1 + 1) + (0 + 1) / (1 + 0 + 1)) / 2
-    bce = -(2 * np.log(0.75) + 2 * np.log(0.5)) / 4
-    assert BCEDiceLoss()(logits, targets).item() == pytest.approx(bce + 1 - dice)
-
-
-def test_pixels_near_an_outline_weigh_more():
-    logits = torch.tensor([[[[0.0, 0.0, -np.log(3.0), -np.log(3.0)]]]])  # probabilities 1/2, 1/2, 1/4, 1/4
-    targets = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
-    dice = (2 * 0.5 + 1) / (1.5 + 1 + 1)
-    near, far = -np.log(0.5), -np.log(0.75)
-    for border_weight, bce in ((5, (6 * 2 * near + 2 * far) / 14), (0, (2 * near + 2 * far) / 4)):
-        loss = BCEDiceLoss(border_weight, border=1)
-        assert loss(logits, targets).item() == pytest.approx(bce + 1 - dice)
-
-
-def test_loss_of_joined_batches_is_the_mean_of_theirs():
-    torch.manual_seed(0)
-    logits, targets = torch.randn(6, 1, 8, 8), (torch.rand(6, 1, 8, 8) > 0.8).float()
-    loss = BCEDiceLoss()
-    parts = (loss(logits[:3], targets[:3]) + loss(logits[3:], targets[3:])) / 2
-    assert loss(logits, targets).item() == pytest.approx(parts.item())
+    assert printed.count("\n") == 1 and "3 images at 4x2: dice 0.5238" in printed
 
 
 def test_one_cycle_rises_and_falls():
@@ -101,7 +75,7 @@ def test_one_cycle_rises_and_falls():
     assert warmup_cosine(1) == pytest.approx(0)
 
 
-def loaders(folder, workers=0, **options):
+def loaders(folder, workers=0, batch_size=4, **options):
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
@@ -110,7 +84,7 @@ def loaders(folder, workers=0, **options):
     dirs = [folder / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
     write_pairs(dirs[0], dirs[1], [f"t{i}" for i in range(10)])
     write_pairs(dirs[2], dirs[3], [f"v{i}" for i in range(5)])
-    return get_loaders(*dirs, 4, transform, A.Compose(to_tensor), workers, size=(16, 24), **options)
+    return get_loaders(*dirs, batch_size, transform, A.Compose(to_tensor), workers, size=(16, 24), **options)
 
 
 def test_batches_are_the_same_with_any_number_of_workers(tmp_path):
@@ -124,9 +98,17 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path):
             assert torch.equal(image, other_image) and torch.equal(mask, other_mask)
 
 
-def test_small_sets_get_smaller_batches(tmp_path):
-    sizes = {steps: loaders(tmp_path, min_steps=steps)[0].batch_sampler.batch_size for steps in (1, 3, 5, 100)}
-    assert sizes == {1: 4, 3: 3, 5: 2, 100: 2}
+def test_an_automatic_batch_leaves_a_small_set_enough_steps_and_a_given_one_stands(tmp_path):
+    def sizes(batch_size, **options):
+        train, val = loaders(tmp_path, batch_size=batch_size, **options)
+        return train.batch_sampler.batch_size, val.batch_size
+
+    automatic = {steps: sizes("auto", min_steps=steps) for steps in (1, 3, 5, 100)}
+    assert automatic == {1: (10, 10), 3: (3, 3), 5: (2, 2), 100: (2, 2)}  # of 10 images
+    assert sizes("auto", min_steps=100, group=Group(world_size=3)) == (6, 2)
+    assert sizes(8, min_steps=100) == (8, 8) and sizes(128) == (10, 10)  # all there are
+    # Validation holds no more images at a time than training does.
+    assert sizes(8, group=Group(world_size=2)) == (8, 4) and sizes(8, accumulation_steps=4) == (8, 2)
 
 
 def test_predictions_are_drawn_with_names_and_the_worst_first(tmp_path):
