@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from support.errors import refuse
 from support.pairs import find_pairs
-from support.preparation import PairCache, open_cache
+from support.preparation import Records, prepare
 from support.reading import ONE_CLASS, Classes, Size, read_pair
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
@@ -66,18 +67,20 @@ class CarvanaDataset(Dataset):
         self.transform, self.size, self.seed, self.classes = transform, size, seed, classes
         self.pairs = find_pairs(image_dir, mask_dir)
         self.images = [image.name for image, _ in self.pairs]
-        self.cache: PairCache | None = None
+        self.records: Records | None = None
 
     def use_cache(self, folder: str | Path) -> None:
-        """Read from a file in `folder` from now on, which is made first where it is missing or out of date."""
+        """Read the records in `folder` from now on; if they are missing or out of date, prepare them first."""
         if self.size is not None:
-            self.cache = open_cache(self.pairs, self.size, folder, self.classes)
+            prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes)
+            refuse(prepared.bad)
+            self.records = prepared.records
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image, uint8 (H, W, 3), and mask, uint8 (H, W), before any transform."""
-        if self.cache is not None:
-            with suppress(FileNotFoundError):  # another run may have replaced it: the files give the same
-                return self.cache[index]
+        if self.records is not None:
+            with suppress(FileNotFoundError):  # another run may have replaced them: the files give the same
+                return self.records[index]
         return read_pair(self.pairs[index], self.size, self.classes)
 
     def __len__(self) -> int:

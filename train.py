@@ -38,6 +38,7 @@ from support.errors import counted, explain_limits, run_script
 from support.muon import Muon
 from support.options import ConstantParser
 from support.page import update_page
+from support.preparation import prepare
 from support.reading import Classes
 from support.run import Run
 from utils import AtSize, check_accuracy, get_loaders, save_predictions_as_imgs
@@ -169,17 +170,21 @@ def train_fn(
 
 
 def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader, dict[str, Any]]:
-    """Check all files, and return the loaders of those to learn from and to score on, and what a checkpoint notes
-    about them."""
+    """Read and check all files, and return the loaders for training and for validation, and what a checkpoint tells
+    about the images."""
     classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
     size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
-    batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
-    images = group.broadcast(
-        lambda: check_run(folders, size, options.FEATURES, batch_size, options.CACHE_DIR, classes)
-    )
+
+    def inspect() -> tuple[dict[str, Any], bool]:
+        train, val = (prepare(*pair, size, options.CACHE_DIR, classes) for pair in (folders[:2], folders[2:]))
+        batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
+        images = check_run(train, val, options.FEATURES, batch_size)
+        return images, bool(train.records and val.records)
+
+    images, cached = group.broadcast(inspect)
     with group.main_first():
         loaders = get_loaders(
             *folders,
@@ -188,7 +193,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             choose_num_workers(options.NUM_WORKERS, group.device, group.local_world_size),
             options.PIN_MEMORY,
             size=size,
-            cache_dir=options.CACHE_DIR,
+            cache_dir=options.CACHE_DIR if cached else None,
             seed=options.SEED,
             min_steps=options.MIN_STEPS,
             accumulation_steps=options.ACCUMULATION_STEPS,

@@ -1,234 +1,235 @@
-"""The check of the images and masks that a run is to use, before it begins.
+"""What can be wrong with images and masks that reading a single pair doesn't tell, before a run begins.
 
-What a single file or pair can have wrong is refused by reading.py, in training and prediction too. The rules here
-need more: the other files, or the network. They stand in four tables; a refusal names each file, a warning stands
-for all of them in one line.
+`support/reading.py` refuses what is wrong with one file or pair. The rules here judge a whole folder, or training
+and validation together. A refusal names each file; a warning stands for all of its kind in one line.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from os.path import samefile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.errors import BadInput, counted, refuse, warn
-from support.pairs import CARVANA_NAME, Scan, scan
-from support.preparation import gather_facts
-from support.reading import ONE_CLASS, Classes, Metadata, Pair, Size
+from support.pairs import CARVANA_NAME
+from support.preparation import Prepared
+from support.reading import Classes, Size, read_mask
 
-DEFAULT_SMALLEST = 16  # pixels a side that train.py's four levels need
-
-
-class Folder(NamedTuple):
-    """What was found in a folder of images and a folder of their masks."""
-
-    image_dir: Path
-    mask_dir: Path
-    smallest: int  # pixels that the network needs on each side
-    classes: Classes
-    scan: Scan
-    facts: dict[Pair, Metadata]  # of the pairs that can be read
-    bad: list[BadInput]  # what is wrong with the others
-
-    def is_empty(self) -> bool:
-        """Whether there are masks, and none has any foreground."""
-        return bool(self.facts) and not any(facts.foreground for facts in self.facts.values())
-
-    def names(self) -> dict[str, Path]:
-        return {image.name: image for image, _ in self.facts}
-
-    def digests(self) -> dict[str, Path]:
-        return {facts.digest: image for (image, _), facts in self.facts.items()}
-
-    def found(self) -> list[int]:
-        """The classes that some mask holds, where there are several."""
-        return sorted({number for facts in self.facts.values() for number in facts.classes})
-
-    def missing(self) -> list[int]:
-        """The others, where there are several. Without any, something else is wrong."""
-        if not self.classes.multiclass or self.is_empty() or not self.facts:
-            return []
-        return sorted({*range(self.classes.count)} - {*self.found()})
-
-    def cars(self) -> dict[str, Path]:
-        """Carvana's cars, each with one of its images."""
-        return {match[1]: image for image, _ in self.facts if (match := CARVANA_NAME.match(image.stem))}
-
-
-def _shared(mine: dict[str, Path], others: dict[str, Path]) -> list[tuple[Path, Path]]:
-    """What has the same key in both."""
-    return [(mine[key], others[key]) for key in mine if key in others]
+KEPT = 0.5  # of a mask's foreground: with less at the network's size, it has lost too much
 
 
 class Rule(NamedTuple):
-    """Something that may be wrong: the files that break it, each with a detail to name; what to say, what to do."""
+    """Something that may be wrong: what breaks it, each with a detail to name; what to say; what to do."""
 
-    broken: Callable[..., Iterable[tuple[Path, Any]]]
+    broken: Callable[..., Iterable[tuple[Any, Any]]]
     finding: str
     remedy: str
 
 
+def check_run(train: Prepared, val: Prepared, features: Sequence[int], batch_size: int) -> dict[str, Any]:
+    """Print what both folders hold, warn of what may be wrong, and return what a checkpoint tells of the images:
+    their counts, and a digest of all of them. Raises BadInput with all that is wrong.
+
+    A network halves an image once for each of its `features`, so they say how small it may be.
+    """
+    smallest, size = 2 ** len(features), train.size
+    if min(size) < smallest:
+        finding = f"{size[0]} and {size[1]}, which a network of {len(features)} levels shrinks to nothing"
+        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {smallest} or more, or fewer FEATURES")
+    if samefile(train.image_dir, val.image_dir):
+        finding = "the folder of the training images, too"
+        raise BadInput(val.image_dir, finding, "Give others for validation: prepare_data.py split shares them out")
+    refused = [*refusals(train, smallest), *refusals(val, smallest), *_broken(REFUSED_TOGETHER, train, val)]
+    for folder in (train, val):
+        report(folder)
+    if not refused:
+        _warn(WARNED_TOGETHER, train, val)
+    refuse(refused)
+    if min(len(train.metadata), batch_size) * math.prod(side // smallest for side in size) < 2:
+        finding = f"{size[0]} and {size[1]}, of which batches of one leave BatchNorm a single pixel at the bottom"
+        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {2 * smallest} or more")
+    contents = sorted(
+        (image.name, m.digest) for folder in (train, val) for (image, _), m in folder.metadata.items()
+    )
+    digest = hashlib.sha256(repr(contents).encode()).hexdigest()
+    return {"train": len(train.metadata), "val": len(val.metadata), "digest": digest}
+
+
+def refusals(folder: Prepared, smallest: int = 16) -> list[BadInput]:
+    """All that is wrong with one folder for a network that needs `smallest` pixels a side: train.py's needs 16."""
+    too_small = [
+        BadInput(
+            image, f"{m.size[1]}x{m.size[0]} pixels, and each side needs {smallest}", "Remove it with its mask"
+        )
+        for (image, _), m in folder.metadata.items()
+        if min(m.size) < smallest
+    ]
+    return [*folder.bad, *too_small, *_broken(REFUSED, folder)]
+
+
+def report(folder: Prepared) -> None:
+    """Print what a folder holds, and its warnings."""
+    metadata, found = folder.metadata.values(), _classes(folder)
+    sizes = sorted({m.size for m in metadata}, key=math.prod)
+    ends = " to ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
+    shares = [m.foreground for m in metadata]
+    parts = [f"{counted(len(metadata), 'image')} with {'a mask' if len(metadata) == 1 else 'masks'}"]
+    if shares:
+        mean = sum(shares) / len(shares)
+        parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]
+    if folder.classes.multiclass:
+        parts.append(f"classes {' '.join(map(str, found)) or 'none'}")
+    counts = {"car": _cars(folder), "skipped file": folder.scan.skipped}
+    parts += [counted(len(items), noun) for noun, items in counts.items() if items]
+    print(f"{folder.image_dir}: {'; '.join(parts)}")
+    _warn(WARNED, folder)
+
+
+def _broken(rules: Iterable[Rule], *folders: Prepared) -> list[BadInput]:
+    return [
+        BadInput(subject, rule.finding.format(detail), rule.remedy.format(detail))
+        for rule in rules
+        for subject, detail in rule.broken(*folders)
+    ]
+
+
+def _warn(rules: Iterable[Rule], *folders: Prepared) -> None:
+    for rule in rules:
+        if broken := _broken([rule], *folders):
+            more = f" (and {len(broken) - 1} like it)" if len(broken) > 1 else ""
+            warn(broken[0].subject, broken[0].finding + more, broken[0].remedy)
+
+
+def _classes(folder: Prepared) -> list[int]:
+    """The classes in some mask."""
+    return sorted({number for m in folder.metadata.values() for number in m.classes})
+
+
+def _missing(folder: Prepared) -> list[int]:
+    """Of several classes, those in no mask. If there are no classes but the background, something else is wrong."""
+    if not folder.classes.multiclass or not any(_classes(folder)):
+        return []
+    return sorted({*range(folder.classes.count)} - {*_classes(folder)})
+
+
+def _all_background(folder: Prepared) -> list[tuple[Any, int]]:
+    empty = folder.metadata and not any(m.foreground for m in folder.metadata.values())
+    return [(folder.mask_dir, len(folder.metadata))] if empty else []
+
+
+def _lost(folder: Prepared, everything: bool) -> list[tuple[Any, str]]:
+    """Masks that lose more than KEPT allows at the network's size, each with its share of what is left and the
+    size at which it would be kept; with `everything`, the folder of masks if nothing is left of all of them."""
+    lost = {mask: m for (_, mask), m in folder.metadata.items() if m.scaled_foreground < KEPT * m.foreground}
+    drawn = [m for m in folder.metadata.values() if m.foreground]
+    if not lost or everything != (not any(m.scaled_foreground for m in drawn)):
+        return []
+    worst = min(lost, key=lambda mask: lost[mask].scaled_foreground / lost[mask].foreground)
+    needed = _size_that_keeps(worst, lost[worst].size, lost[worst].foreground, folder.classes)
+    detail = f"{folder.size[1]}x{folder.size[0]}; at {needed[1]}x{needed[0]} it would be kept"
+    if everything:
+        return [(folder.mask_dir, detail)]
+    return [(mask, detail) for mask in (worst, *(lost.keys() - {worst}))]
+
+
+def _size_that_keeps(mask: Any, own: Size, foreground: float, classes: Classes) -> Size:
+    """The smallest of the whole fractions of a mask's own size that keeps its foreground."""
+    for divisor in range(16, 1, -1):
+        size = own[0] // divisor, own[1] // divisor
+        if min(size) and (read_mask(mask, size, classes) % 255 > 0).mean() >= KEPT * foreground:
+            return size
+    return own
+
+
+def _vanished(folder: Prepared) -> list[tuple[Any, str]]:
+    """Of several classes, those in masks but in none of them at the network's size."""
+    scaled = {n for m in folder.metadata.values() for n, share in enumerate(m.scaled_shares) if share}
+    gone = {*_classes(folder)} - scaled if folder.classes.multiclass else set()
+    size = f"{folder.size[1]}x{folder.size[0]}"
+    return [(folder.mask_dir, f"class {number} is in no mask at {size}") for number in sorted(gone) if number]
+
+
+def _cars(folder: Prepared) -> dict[str, Any]:
+    """Carvana's cars, each with one of its images."""
+    return {match[1]: image for image, _ in folder.metadata if (match := CARVANA_NAME.match(image.stem))}
+
+
+def _in_both(train: Prepared, val: Prepared, key: Callable[[Prepared], dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """The validation images, each with the training image of the same key."""
+    others = key(train)
+    return [(image, others[name]) for name, image in key(val).items() if name in others]
+
+
 REFUSED = (
-    Rule(  # nothing can be learnt from them, and the network halves a picture once for each level
-        lambda f: (
-            (i, f"{a.size[1]}x{a.size[0]} pixels, where each side needs {f.smallest}")
-            for (i, _), a in f.facts.items()
-            if min(a.size) < f.smallest
-        ),
-        "{}",
-        "Remove it with its mask",
-    ),
     Rule(  # one without foreground is a fair example; a folder of them is a mistake
-        lambda f: [(f.mask_dir, len(f.facts))] * (not f.classes.multiclass and f.is_empty()),
+        lambda f: [] if f.classes.multiclass else _all_background(f),
         "all {} masks are background alone",
         "Foreground is 1, or 128 and up: look at the masks",
     ),
-    Rule(  # as black-and-white masks are, whose 255 is ignored
-        lambda f: [(f.mask_dir, len(f.facts))] * (f.classes.multiclass and f.is_empty()),
-        "all {} masks hold nothing but background and what is ignored",
+    Rule(  # black-and-white masks, whose 255 is ignored
+        lambda f: _all_background(f) if f.classes.multiclass else [],
+        "all {} masks hold nothing but background and ignored pixels",
         "Give NUM_CLASSES 1 for masks in black and white",
+    ),
+    Rule(  # the network would be given empty masks, and score 1 for predicting nothing
+        lambda f: _lost(f, everything=True),
+        "what the masks show is too thin: nothing is left of it at {}",
+        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH",
     ),
 )
 WARNED = (
     Rule(
         lambda f: (
-            (mask, "") for (_, mask), a in f.facts.items() if a.foreground == 1 and not f.classes.multiclass
+            (mask, "") for (_, mask), m in f.metadata.items() if m.foreground == 1 and not f.classes.multiclass
         ),
         "foreground in every pixel",
         "Look whether the mask is meant so",
     ),
     Rule(
-        lambda f: ((mask, f"{a.between:.1%}") for (_, mask), a in f.facts.items() if a.between),
+        lambda f: ((mask, f"{m.between:.1%}") for (_, mask), m in f.metadata.items() if m.between),
         "values between black and white in {} of its pixels",
         "They are cut at half: look whether the mask is meant so",
     ),
     Rule(
-        lambda f: ((f.mask_dir, number) for number in f.missing()),
-        "class {} is in no mask",
-        "It can be neither learnt nor scored here: look whether NUM_CLASSES is meant so",
+        lambda f: _lost(f, everything=False),
+        "too thin: more than half of its foreground is lost at {}",
+        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH",
     ),
-    Rule(lambda f: ((file, "") for file in f.scan.unused), "a mask without a image", "It is not used"),
+    Rule(
+        _vanished, "{}: what is left of it belongs to other classes", "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH"
+    ),
+    Rule(
+        lambda f: ((image, "") for (image, _), m in f.metadata.items() if m.reoriented),
+        "its EXIF orientation rotates or mirrors it, and its mask has none",
+        "If the mask was drawn on the image as it is stored, save the image without that orientation",
+    ),
+    Rule(
+        lambda f: ((f.mask_dir, number) for number in _missing(f)),
+        "class {} is in no mask",
+        "It can be neither trained nor scored here: look whether NUM_CLASSES is meant so",
+    ),
+    Rule(lambda f: ((file, "") for file in f.scan.unused), "a mask without an image", "It is not used"),
     Rule(lambda f: ((folder, "") for folder in f.scan.subfolders), "a subfolder", "What is in it is not used"),
 )
 # Of a folder for training and one for validation.
 REFUSED_TOGETHER = (
-    Rule(  # a score on what was learnt by heart says nothing
-        lambda train, val: _shared(val.digests(), train.digests()),
-        "the very image that is also learnt from, as {}",
+    Rule(  # a score on what was trained on says nothing
+        lambda train, val: _in_both(
+            train, val, lambda f: {m.digest: image for (image, _), m in f.metadata.items()}
+        ),
+        "the very image that is also trained on, as {}",
         "Keep it on one side",
     ),
 )
 WARNED_TOGETHER = (
     Rule(
-        lambda train, val: _shared(val.names(), train.names()),
+        lambda train, val: _in_both(train, val, lambda f: {image.name: image for image, _ in f.metadata}),
         "a name that stands in training as well",
         "Look whether both show the same",
     ),
     Rule(
-        lambda train, val: _shared(val.cars(), train.cars()),
-        "a view of a car that is also learnt from, as in {}",
+        lambda train, val: _in_both(train, val, _cars),
+        "a view of a car that is also trained on, as in {}",
         "Scores come out too high: prepare_data.py split keeps cars whole",
     ),
 )
-
-
-def check_folder(
-    image_dir: str | Path, mask_dir: str | Path, cache_dir: str | Path = "", classes: Classes = ONE_CLASS
-) -> None:
-    """Check images and their masks, and say what is there. Raises BadInput with all that is wrong."""
-    folder = _look(image_dir, mask_dir, None, cache_dir, DEFAULT_SMALLEST, classes)
-    _report([folder])
-    refuse(_refusals(folder))
-
-
-def check_run(
-    dirs: Sequence[str | Path],
-    size: Size,
-    features: Sequence[int],
-    batch_size: int,
-    cache_dir: str | Path = "",
-    classes: Classes = ONE_CLASS,
-) -> dict[str, Any]:
-    """Check what a run is to use: images and masks of training (`dirs` begins with them), and of validation.
-
-    Warns, sums up, and returns what tells these images from others. The same pass over the files makes the
-    cache in `cache_dir`, which also remembers what was checked. Raises BadInput with all that is wrong.
-    """
-    smallest = 2 ** len(features)
-    if min(size) < smallest:
-        finding = f"{size[0]} and {size[1]}, which a network of {len(features)} levels shrinks to nothing"
-        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {smallest} or more, or fewer FEATURES")
-    if all(map(Path.is_dir, map(Path, dirs))) and samefile(dirs[0], dirs[2]):
-        finding = "the folder of the training images, too"
-        raise BadInput(dirs[2], finding, "Give others to score on: prepare_data.py split shares them out")
-    train, val = folders = [_look(*pair, size, cache_dir, smallest, classes) for pair in (dirs[:2], dirs[2:])]
-    _report(folders)
-    refused = [*_refusals(train), *_refusals(val), *_broken(REFUSED_TOGETHER, train, val)]
-    if not refused:
-        _warn(WARNED_TOGETHER, train, val)
-    refuse(refused)
-    if min(len(train.facts), batch_size) * math.prod(side // smallest for side in size) < 2:
-        finding = f"{size[0]} and {size[1]}, of which batches of one leave BatchNorm a single pixel at the bottom"
-        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {2 * smallest} or more")
-    contents = sorted(
-        (image.name, facts.digest) for folder in folders for (image, _), facts in folder.facts.items()
-    )
-    return {
-        "train": len(train.facts),
-        "val": len(val.facts),
-        "digest": hashlib.sha256(repr(contents).encode()).hexdigest(),
-    }
-
-
-def _look(
-    image_dir: str | Path,
-    mask_dir: str | Path,
-    size: Size | None,
-    cache_dir: str | Path,
-    smallest: int,
-    classes: Classes,
-) -> Folder:
-    found = scan(image_dir, mask_dir)
-    facts = dict(zip(found.pairs, gather_facts(found.pairs, size, cache_dir, classes), strict=True))
-    good = {pair: fact for pair, fact in facts.items() if isinstance(fact, Metadata)}
-    bad = [fact for fact in facts.values() if isinstance(fact, BadInput)]
-    return Folder(Path(image_dir), Path(mask_dir), smallest, classes, found, good, [*found.bad, *bad])
-
-
-def _refusals(folder: Folder) -> list[BadInput]:
-    return [*folder.bad, *_broken(REFUSED, folder)]
-
-
-def _broken(rules: Iterable[Rule], *folders: Folder) -> list[BadInput]:
-    return [
-        BadInput(path, rule.finding.format(detail), rule.remedy)
-        for rule in rules
-        for path, detail in rule.broken(*folders)
-    ]
-
-
-def _warn(rules: Iterable[Rule], *folders: Folder) -> None:
-    for rule in rules:
-        if broken := _broken([rule], *folders):
-            more = f" (and {len(broken) - 1} like it)" if len(broken) > 1 else ""
-            warn(broken[0].subject, broken[0].finding + more, rule.remedy)
-
-
-def _report(folders: Iterable[Folder]) -> None:
-    """Print what each folder holds, and its warnings."""
-    for folder in folders:
-        facts = folder.facts.values()
-        sizes = sorted({fact.size for fact in facts}, key=math.prod)
-        ends = " to ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
-        shares = [fact.foreground for fact in facts]
-        parts = [f"{counted(len(facts), 'image')} with {'a mask' if len(facts) == 1 else 'masks'}"]
-        if shares:
-            mean = sum(shares) / len(shares)
-            parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]
-        if folder.classes.multiclass:
-            parts.append(f"classes {' '.join(map(str, folder.found())) or 'none'}")
-        others = {"car": folder.cars(), "skipped file": folder.scan.skipped}
-        parts += [counted(len(found), noun) for noun, found in others.items() if found]
-        print(f"{folder.image_dir}: {'; '.join(parts)}")
-        _warn(WARNED, folder)

@@ -97,10 +97,23 @@ class Metadata(NamedTuple):
     """What reading a pair in full tells beside its pixels."""
 
     size: Size  # the image's own, upright
-    foreground: float  # share of the mask's pixels, of all classes but the background
+    shares: list[float]  # of the mask's pixels, for each class
+    scaled_shares: list[float]  # the same of the mask at the network's size
     between: float  # share of the mask's pixels that are neither its darkest nor its brightest value
-    classes: list[int]  # that the mask holds, where there are several
+    reoriented: bool  # by EXIF, where the mask's file has no such orientation
     digest: str  # of the image's bytes
+
+    @property
+    def foreground(self) -> float:
+        return sum(self.shares[1:])
+
+    @property
+    def scaled_foreground(self) -> float:
+        return sum(self.scaled_shares[1:])
+
+    @property
+    def classes(self) -> list[int]:
+        return [number for number, share in enumerate(self.shares) if share]
 
 
 def read_pair(pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS) -> tuple[np.ndarray, np.ndarray]:
@@ -117,9 +130,15 @@ def inspect_pair(
         raise BadInput(pair[1], "byte for byte its image", "Put the mask in its place")
     image, truth = _decode(pair[0], contents[0], size), _decode_mask(pair[1], contents[1], classes)
     must_match(pair[1], truth.values.shape, image.size, image.turned)
-    mask, *told = _to_mask(truth, pair[1], size, classes)
+    mask, foreground, between, found = _to_mask(truth, pair[1], size, classes)
     digest = hashlib.blake2b(contents[0], digest_size=16).hexdigest()
-    return _to_image(image, pair[0], size), mask, Metadata(image.size, *told, digest)
+    full = _to_mask(truth, pair[1], None, classes)[0]
+    several = max(2, classes.count)
+    shares = [[float((m == c).mean()) for c in range(several)] for m in (full, mask)]
+    exif = Image.open(pair[0]).getexif().get(0x0112, 1)
+    unseen = exif in (2, 3, 4) or (exif in (5, 6, 7, 8) and image.size[0] == image.size[1])
+    metadata = Metadata(image.size, *shares, between, unseen, digest)
+    return _to_image(image, pair[0], size), mask, metadata
 
 
 def must_match(path: Path, mask: Size, image: Size, turned: bool = False) -> None:

@@ -21,9 +21,9 @@ import prepare_data
 import train
 from dataset import CarvanaDataset
 from losses import CEDiceLoss
-from support import preparation
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput, run_script
+from support.preparation import prepare
 from support.reading import IGNORED, Classes, inspect_pair, read_mask
 from support.sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample, render
 from support.visualize import (
@@ -143,11 +143,12 @@ def test_a_cache_of_other_classes_is_never_used(tmp_path):
     seen = []
     for classes in (Classes(), Classes(2), THREE, Classes(2, 7), Classes(2)):
         dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=(8, 12), classes=classes)
-        facts = preparation.gather_facts(dataset.pairs, (8, 12), tmp_path / "cache", classes)
-        assert facts == [inspect_pair(pair, None, classes)[2] for pair in dataset.pairs]
+        prepared = prepare(tmp_path / "i", tmp_path / "m", (8, 12), tmp_path / "cache", classes)
+        expected = [inspect_pair(pair, (8, 12), classes)[2] for pair in dataset.pairs]
+        assert list(prepared.metadata.values()) == expected
         dataset.use_cache(tmp_path / "cache")
-        seen.append(dataset.cache.path)
-        np.testing.assert_array_equal(dataset[0][1], dataset.cache[0][1])
+        seen.append(dataset.records.path)
+        np.testing.assert_array_equal(dataset[0][1], dataset.records[0][1])
     assert len(set(seen)) == 4 and seen[1] == seen[4]
 
 
@@ -371,7 +372,7 @@ def test_more_classes_than_the_masks_have_and_what_is_ignored(striped, capsys):
     train.main(words(striped, striped / "out", *SMALL, "--NUM_CLASSES", "25"))
     output = capsys.readouterr()
     assert "foreground 50.0% on average, 50.0% to 50.0%; classes 0 1 2" in output.out
-    expected = "train_masks: class 3 is in no mask (and 21 like it). It can be neither learnt nor scored here"
+    expected = "train_masks: class 3 is in no mask (and 21 like it). It can be neither trained nor scored here"
     assert expected in output.err and output.err.count("warning: ") == 2
     accuracy = re.search(r"2 images at 48x32: .*accuracy (\d\.\d+)", output.out)[1]
     predictions = [Image.open(striped / f"out/saved_images/epoch_001/{name}_pred.png") for name in "yz"]
@@ -410,7 +411,7 @@ def test_masks_in_black_and_white_for_two_classes_are_refused(striped, capsys):
     for mask in (*(striped / "train_masks").iterdir(), *(striped / "val_masks").iterdir()):
         Image.fromarray((np.asarray(Image.open(mask)) == 1).astype(np.uint8) * 255).save(mask)
     message = (
-        "all 3 masks hold nothing but background and what is ignored. Give NUM_CLASSES 1 for masks in black and"
+        "all 3 masks hold nothing but background and ignored pixels. Give NUM_CLASSES 1 for masks in black and"
     )
     with pytest.raises(BadInput, match=message):
         train.main(words(striped, striped / "out", *SMALL, "--NUM_CLASSES", "2"))
@@ -419,13 +420,13 @@ def test_masks_in_black_and_white_for_two_classes_are_refused(striped, capsys):
 
 def test_prepare_data_checks_and_splits_masks_of_classes(striped, capsys):
     folders = [str(striped / "train_images"), str(striped / "train_masks")]
-    no_cache = ["--cache_dir", ""]
-    prepare_data.main(["check", *folders, *no_cache, "--num_classes", "3"])
+    no_cache = ["--CACHE_DIR", ""]
+    prepare_data.main(["check", *folders, *no_cache, "--NUM_CLASSES", "3"])
     assert "3 images with masks; 48x32; foreground 50.0%" in capsys.readouterr().out
     for more, message in (
         ([], r"3 findings in all"),
-        (["--num_classes", "3", "--ignore_index", "9"], "the value 255, where classes are 0 to 2 and 9 is ignored"),
-        (["--num_classes", "300"], "NUM_CLASSES: 300 can't be used"),
+        (["--NUM_CLASSES", "3", "--IGNORE_INDEX", "9"], "the value 255, where classes are 0 to 2 and 9 is ignored"),
+        (["--NUM_CLASSES", "300"], "NUM_CLASSES: 300 can't be used"),
     ):
         with pytest.raises(BadInput, match=message):
             prepare_data.main(["check", *folders, *no_cache, *more])

@@ -45,7 +45,7 @@ def test_images_and_masks_in_one_folder_are_refused_where_they_cant_be_told_apar
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
     Image.new("L", (8, 6)).save(tmp_path / f"a{suffix}")
     for images, masks in ((tmp_path, tmp_path), (tmp_path, tmp_path / "link")):
-        for words in (["check", "--cache_dir", ""], ["split", "--out", str(tmp_path / "data")]):
+        for words in (["check", "--CACHE_DIR", ""], ["split", "--out", str(tmp_path / "data")]):
             with pytest.raises(BadInput, match="holds masks and images, and .* Move the masks into a folder of"):
                 prepare_data.main([*words, str(images), str(masks)])
     assert not (tmp_path / "data").exists()

@@ -24,8 +24,7 @@ from model import UNET
 from support.checkpoint import read_checkpoint
 from support.distributed import Group, end_together, init_distributed
 from support.errors import BadInput, run_script
-from support.pairs import find_pairs
-from support.preparation import open_cache
+from support.preparation import prepare
 from support.run import Run
 from utils import check_accuracy, count_overlap, get_loaders
 
@@ -114,11 +113,10 @@ def weights_after_steps(group: Group, interrupted: bool) -> dict[str, torch.Tens
 
 def cache_seen(group: Group, folder: Path) -> tuple[bool, int]:
     """Whether a cache was there before this process asked for it, and which file it then was."""
-    pairs = find_pairs(folder / "val_images", folder / "val_masks")
     with group.main_first():
         before = (folder / "cache").exists()
-        cache = open_cache(pairs, (16, 24), folder / "cache")
-    return before, os.stat(cache.path).st_ino
+        records = prepare(folder / "val_images", folder / "val_masks", (16, 24), folder / "cache").records
+    return before, os.stat(records.path).st_ino
 
 
 def check(out: Path, data: Path) -> None:

@@ -9,6 +9,7 @@ from conftest import write_pairs
 from dataset import CarvanaDataset
 from support import preparation
 from support.errors import BadInput
+from support.preparation import prepare
 from support.reading import read_mask
 
 SIZE = (16, 24)
@@ -21,7 +22,7 @@ def dataset_of(folder: Path, size: tuple[int, int] = SIZE) -> CarvanaDataset:
 
 
 def caches(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "cache").iterdir())
+    return sorted(path.name for path in (folder / "cache").glob("*"))
 
 
 def replace_unnoticed(path: Path) -> None:
@@ -35,9 +36,9 @@ def replace_unnoticed(path: Path) -> None:
 def test_a_cached_item_equals_a_read_one(tmp_path, count):
     write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
     cached, plain = dataset_of(tmp_path), CarvanaDataset(tmp_path / "i", tmp_path / "m", size=SIZE)
-    assert cached.cache is not None and len(caches(tmp_path)) == 1
+    assert cached.records is not None and len(caches(tmp_path)) == 2
     for index in range(count):
-        for array, other in zip(cached[index], plain[index], strict=True):
+        for array, other in zip(cached.read(index), plain.read(index), strict=True):
             np.testing.assert_array_equal(array, other)
             assert array.dtype == other.dtype
 
@@ -67,10 +68,10 @@ def test_a_change_of_files_size_or_version_makes_it_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "VERSION", preparation.VERSION + 1)
     dataset_of(tmp_path)
     names.append(caches(tmp_path))
-    assert all(len(name) == 1 for name in names) and len({name[0] for name in names}) == 4
+    assert all(len(name) == 2 for name in names) and len({name[0] for name in names}) == 4
 
     dataset_of(tmp_path, size=(8, 12))  # another size stands beside it
-    assert len(caches(tmp_path)) == 2
+    assert len(caches(tmp_path)) == 4
 
 
 def test_a_file_that_breaks_it_off_leaves_nothing_half_written(tmp_path):
@@ -85,8 +86,8 @@ def test_without_room_it_goes_on_without(tmp_path, monkeypatch, capsys):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
     monkeypatch.setattr(preparation, "SPARE_BYTES", 2**62)
     dataset = dataset_of(tmp_path)
-    assert dataset.cache is None and dataset[0][0].shape == (*SIZE, 3)
-    assert "no room in" in capsys.readouterr().out
+    assert dataset.records is None and dataset[0][0].shape == (*SIZE, 3)
+    assert "no room for" in capsys.readouterr().err
 
 
 def test_a_cache_that_another_run_removed_is_not_missed(tmp_path):
@@ -101,22 +102,33 @@ def test_a_cache_that_another_run_removed_is_not_missed(tmp_path):
 def test_who_writes_into_an_item_changes_no_later_one(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
     dataset = dataset_of(tmp_path)
-    expected = [array.copy() for array in dataset[0]]
-    for array in dataset[0]:
+    expected = [array.copy() for array in dataset.records[0]]
+    for array in dataset.records[0]:
         array[:] = 7
-    assert all(np.array_equal(array, other) for array, other in zip(dataset[0], expected, strict=True))
+    assert all(np.array_equal(array, other) for array, other in zip(dataset.records[0], expected, strict=True))
 
 
 @pytest.mark.parametrize("count", [2, 40])
-def test_the_pass_that_gathers_facts_makes_the_cache(tmp_path, count):
+def test_one_pass_gives_metadata_and_records_and_is_remembered(tmp_path, count):
     write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
     plain = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=SIZE)
-    expected, shares = plain[1], [(read_mask(mask)).mean() for _, mask in plain.pairs]
-    facts = preparation.gather_facts(plain.pairs, SIZE, tmp_path / "cache")
-    assert [fact.foreground for fact in facts] == pytest.approx(shares) and {f.size for f in facts} == {(64, 96)}
-    assert len({fact.digest for fact in facts}) == count
+    expected, shares = plain.read(1), [read_mask(mask).mean() for _, mask in plain.pairs]
+    first = prepare(tmp_path / "i", tmp_path / "m", SIZE, tmp_path / "cache")
+    assert [m.foreground for m in first.metadata.values()] == pytest.approx(shares)
+    scaled = [read_mask(mask, SIZE).mean() for _, mask in plain.pairs]
+    assert [m.scaled_foreground for m in first.metadata.values()] == pytest.approx(scaled)
+    assert {m.size for m in first.metadata.values()} == {(64, 96)}
+    assert len({m.digest for m in first.metadata.values()}) == count
     for path in plain.pairs[1]:
         replace_unnoticed(path)
-    assert preparation.gather_facts(plain.pairs, SIZE, tmp_path / "cache") == facts
-    again = dataset_of(tmp_path)[1]
-    assert all(np.array_equal(array, other) for array, other in zip(expected, again, strict=True))
+    second = prepare(tmp_path / "i", tmp_path / "m", SIZE, tmp_path / "cache")
+    assert second.metadata == first.metadata
+    assert all(np.array_equal(array, other) for array, other in zip(expected, second.records[1], strict=True))
+
+
+def test_a_cache_folder_that_cannot_be_written_is_warned_of(tmp_path, capsys):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
+    (tmp_path / "file").touch()
+    found = prepare(tmp_path / "i", tmp_path / "m", SIZE, tmp_path / "file/cache")
+    assert found.records is None and len(found.metadata) == 1
+    assert "warning: " in (error := capsys.readouterr().err) and "can't be written to" in error

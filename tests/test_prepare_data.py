@@ -48,6 +48,44 @@ def test_split_by_a_prefix_and_moving(tmp_path):
     assert not names(tmp_path / "i") and not names(tmp_path / "m")
 
 
+def test_editing_a_mask_in_data_leaves_the_users_own_alone(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b", "c"], (8, 8))
+    before = listing(tmp_path)
+    prepare_data.main(["split", str(tmp_path / "i"), str(tmp_path / "m"), "--out", str(tmp_path / "data")])
+    for path in (tmp_path / "data").glob("*_masks/*"):
+        path.write_bytes(b"painted over in place")
+    assert {name: digest for name, digest in listing(tmp_path).items() if name[:2] in ("i/", "m/")} == before
+
+
+def test_without_a_place_for_the_sample_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").touch()  # no folder can be made in it, as in a repository that is read-only
+    with pytest.raises(BadInput, match=r"data: can't be written to .*Start in a folder that can be written"):
+        prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
+
+
+def test_pets_as_their_makers_give_them(tmp_path, monkeypatch):
+    """The set's own layout, in the small: trimaps hold 1 for the pet, 2 for the background, 3 for the boundary."""
+    home = tmp_path / "source/oxford-iiit-pet"
+    write_pairs(home / "images", tmp_path / "unused", ["cat_1", "cat_2", "dog_1"], (8, 12))
+    (home / "annotations/trimaps").mkdir(parents=True)
+    for name in ("cat_1", "cat_2", "dog_1"):
+        trimap = np.full((8, 12), 2, np.uint8)
+        trimap[2:6, 3:9], trimap[3:5, 4:8] = 3, 1
+        Image.fromarray(trimap).save(home / f"annotations/trimaps/{name}.png")
+    for part, found in (("trainval", ["cat_1", "dog_1"]), ("test", ["cat_2"])):
+        lines = "".join(f"{name} 1 1 1\n" for name in found)
+        (home / f"annotations/{part}.txt").write_text(lines)
+    prepare_data.pets(str(tmp_path / "data"), str(tmp_path / "source"), download=False)
+    assert names(tmp_path / "data/train_images") == {"cat_1.jpg", "dog_1.jpg"}
+    mask = np.asarray(Image.open(tmp_path / "data/val_masks/cat_2.png"))
+    assert mask[2:6, 3:9].all() and mask.sum() == 24
+    with pytest.raises(BadInput, match="already holds files"):
+        prepare_data.pets(str(tmp_path / "data"), str(tmp_path / "source"), download=False)
+    with pytest.raises(BadInput, match="OxfordIIITPet: can't be fetched"):
+        prepare_data.pets(str(tmp_path / "other"), str(tmp_path / "nothing"), download=False)
+
+
 def test_split_of_symbolic_links_places_their_files(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"], (8, 8))
     for name in ("i", "m"):
