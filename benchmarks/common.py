@@ -266,13 +266,14 @@ def describe_machine(device: torch.device, precision: torch.dtype | None = None)
     """What a table of figures has to say beside them: device, cores, threads, precision, versions, commit."""
     processor = platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    commit, command = "", ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError):  # no git
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     precision = precision or choose_precision("auto", device)
     return (
         f"{device} ({name}), {count_cores()} cores, {torch.get_num_threads()} threads, "
         f"{str(precision).removeprefix('torch.')}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"albumentations {A.__version__}; commit {done.stdout.strip() or 'unknown'}"
+        f"albumentations {A.__version__}; commit {commit or 'unknown'}"
     )
 
 

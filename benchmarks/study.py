@@ -62,15 +62,12 @@ class CrossEntropyAlone(BCEDiceLoss):
 def adamw(model: nn.Module, learning_rate: float, by_layer: bool = True) -> torch.optim.Optimizer:
     """AdamW for all weights, with `learning_rate` for each or, `by_layer`, divided by sqrt(inputs of a unit)."""
     layers = [module for module in model.modules() if list(module.parameters(recurse=False))]
-    rates = [learning_rate / math.sqrt(layer.weight[0].numel() if by_layer else 1) for layer in layers]
-    return torch.optim.AdamW(
-        [{"params": layer.parameters(recurse=False), "lr": rate} for layer, rate in zip(layers, rates, strict=True)]
-    )
+    divisors = [math.sqrt(layer.weight[0].numel()) if by_layer else 1 for layer in layers]
+    groups = zip((layer.parameters(recurse=False) for layer in layers), divisors, strict=True)
+    return torch.optim.AdamW([{"params": weights, "lr": learning_rate / divisor} for weights, divisor in groups])
 
 
-def augmentation(
-    *added: A.BasicTransform, without: Sequence[str] = ()
-) -> dict[str, Callable[[], tuple[A.Compose, A.Compose]]]:
+def augmentation(*added: A.BasicTransform, without: Sequence[str] = ()) -> dict[str, Any]:
     """train.py's transforms without some, and with others before what makes a tensor of an image."""
 
     def make_transforms() -> tuple[A.Compose, A.Compose]:
@@ -84,7 +81,7 @@ def augmentation(
 
 
 def averaged_weights() -> dict[str, Any]:
-    """train.py's functions, with a moving average of the weights kept, over some ten steps, and scored."""
+    """train.py's functions, with a moving average of the weights kept, over some ten steps, and validated."""
 
     def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         averages.append(AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True))
@@ -101,7 +98,7 @@ def averaged_weights() -> dict[str, Any]:
 
 
 def measured_statistics() -> dict[str, Any]:
-    """train.py's functions, with BatchNorm's statistics measured before each score, on the training images."""
+    """train.py's functions, with BatchNorm's statistics measured before each validation, on the training images."""
 
     def train_fn(loader: Any, model: nn.Module, *rest: Any, **options: Any) -> float:
         loss = original(loader, model, *rest, **options)

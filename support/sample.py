@@ -236,8 +236,11 @@ def make_sample(
     first = math.ceil(train_cars / len(KINDS)) * len(KINDS)
     cars = [("train", car) for car in range(train_cars)] + [("val", first + car) for car in range(val_cars)]
     jobs = [(part, split, car, view, num_classes) for split, car in cars for view in range(1, views + 1)]
-    with ProcessPoolExecutor(count_cores(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # here: a forked process that sets it can wait for ever for threads that it lacks
+    with ProcessPoolExecutor(count_cores()) as pool:
         list(tqdm(pool.map(_save, jobs, chunksize=4), total=len(jobs), desc="rendering the sample set"))
+    cv2.setNumThreads(threads)
     if folder.exists():
         folder.rmdir()
     part.rename(folder)

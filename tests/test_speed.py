@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import common, speed
+import train
+from benchmarks import common, prediction, speed
 from support.errors import BadInput
 
 
@@ -62,3 +63,16 @@ def test_the_row_says_how_many_times_ours_is_better():
     assert speed.row("images/s", [4.0], [6.0]) == "| images/s | 4 | 6 | 1.50 |"
     assert speed.row("s", [math.inf], [6.0], False) == "| s | never | 6 |  |"
     assert speed.row("s", [math.nan], [6.0]) == "| s |  | 6 |  |"
+
+
+@pytest.mark.slow
+def test_each_stage_of_prediction_has_its_rate_and_memory(folders, tmp_path, capsys):
+    train.main([*folders, "--OUT_DIR", str(tmp_path), "--NUM_EPOCHS", "1"])
+    capsys.readouterr()
+    checkpoint = ["--checkpoint", str(tmp_path / "best_checkpoint.pth.tar")]
+    prediction.main([folders[1], folders[3], *checkpoint, "--number", "3", "--memory", "1", "2"])
+    cells = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
+    assert [row[0] for row in cells if row[0] in "12"] == ["1", "2"] and "from JPEG to PNG" in [
+        row[0] for row in cells
+    ]
+    assert all(float(row[1]) > 0 for row in cells if row[0] not in ("stage", "images"))
