@@ -303,6 +303,7 @@ def dice_of(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
     return [2 * (one & other).sum() / (one.sum() + other.sum()) for one, other in pairs]
 
 
+@pytest.mark.slow
 def test_car_and_wheels_are_told_apart(trained):
     out, printed = trained
     assert "classes 0 1 2; 5 cars" in printed
@@ -320,6 +321,7 @@ def test_car_and_wheels_are_told_apart(trained):
         assert score == pytest.approx(np.mean(dice_of(np.asarray(prediction), truth)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_predicting_classes(trained, rendered, tmp_path, capsys):
     checkpoint = ["--CHECKPOINT", str(trained[0] / "best_checkpoint.pth.tar"), "--OUT", str(tmp_path / "out")]
     images = str(rendered / "val_images")

@@ -216,7 +216,7 @@ def last_dice(printed: str) -> float:
     return float(printed.rpartition(": dice ")[2].partition(",")[0])
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_find_what_one_does(processes, data, tmp_path):
     shutil.rmtree(data / "cache", ignore_errors=True)
     done = torchrun(processes, __file__, "check", tmp_path / "found", data)
@@ -250,6 +250,7 @@ def test_two_processes_train_as_one(undisturbed, arguments, tmp_path, capsys):
     assert end_of(out)["state_dict"].keys() == end_of(tmp_path)["state_dict"].keys()
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_death_of_a_process(undisturbed, arguments, tmp_path):
     # A former run's results are in the folder: they are neither gone on from nor set aside twice.
     shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
@@ -263,6 +264,7 @@ def test_a_run_survives_the_death_of_a_process(undisturbed, arguments, tmp_path)
     assert same(end_of(aside), end_of(undisturbed[0]))
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_saves_and_the_run_resumes_exactly(undisturbed, arguments, tmp_path, capsys):
     done = torchrun(2, __file__, "terminate", 5, 2, *arguments, "--OUT_DIR", tmp_path / "two")
     assert done.returncode != 0 and done.stdout.count("stopped in epoch 6 after step 2") == 1

@@ -19,7 +19,7 @@ Series = dict[str, list[tuple[int, float]]]
 
 
 def read(folder: Path) -> tuple[EventAccumulator, Series]:
-    """What TensorBoard makes of a folder: all of it, and its logger by name."""
+    """What TensorBoard makes of a folder: all of it, and its series by name."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
     return events, {
         name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()["scalars"]
@@ -50,21 +50,21 @@ def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkey
     train.main([*folders, *arguments, "--OUT_DIR", str(tmp_path)])
     printed = [line for line in capsys.readouterr().out.splitlines() if "dice" in line]
 
-    events, logger = read(tmp_path / "runs/train")
-    assert logger.keys() == {"loss", "learning_rate", "scale", "images_per_s"}
+    events, series = read(tmp_path / "runs/train")
+    assert series.keys() == {"loss", "learning_rate", "scale", "images_per_s"}
     steps = [10, 12, 22, 24]
-    assert all([step for step, _ in curve] == steps for curve in logger.values())
+    assert all([step for step, _ in curve] == steps for curve in series.values())
     means = [np.mean(losses[start:end]) for start, end in ((0, 10), (10, 12), (12, 22), (22, 24))]
-    assert [value for _, value in logger["loss"]] == pytest.approx(means, rel=1e-5)
+    assert [value for _, value in series["loss"]] == pytest.approx(means, rel=1e-5)
     rates = [train.LEARNING_RATE * train.warmup_cosine(step / 24) for step in steps]
-    assert [value for _, value in logger["learning_rate"]] == pytest.approx(rates, rel=1e-5, abs=1e-9)
-    assert all(value > 0 for _, value in logger["images_per_s"])
+    assert [value for _, value in series["learning_rate"]] == pytest.approx(rates, rel=1e-5, abs=1e-9)
+    assert all(value > 0 for _, value in series["images_per_s"])
     table = events.Tensors("constants/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| BATCH_SIZE | 1 |" in table and "| FEATURES | [4, 8] |" in table
 
-    events, logger = read(tmp_path / "runs/val")
-    assert {"loss", "dice", "iou"} <= logger.keys()
-    for name, curve in logger.items():
+    events, series = read(tmp_path / "runs/val")
+    assert {"loss", "dice", "iou"} <= series.keys()
+    for name, curve in series.items():
         assert [step for step, _ in curve] == [12, 24]
         assert all(f"{name} {value:.4f}" in line for (_, value), line in zip(curve, printed, strict=True))
     for number, grid in enumerate(events.Images("grid")):
@@ -100,7 +100,7 @@ def test_a_resumed_run_goes_on_with_its_curves(folders, tmp_path, arguments, uni
     monkeypatch.setattr(Run, "_restore", keep_copy)
     interrupted(arguments, out, [stop], monkeypatch)
     assert curves_of(out) == uninterrupted
-    shutil.copy(copy, latest)  # as if the machine had died with what was saved last, but for the logger
+    shutil.copy(copy, latest)  # as if the machine had died with what was saved last, but for the event files
     train.main([*arguments, "--OUT_DIR", str(out), "--LOAD_MODEL"])
     assert len(list((out / "runs/val").iterdir())) == 2 + (stop == (1, 10))  # what is left out is still there
     assert curves_of(out) == uninterrupted

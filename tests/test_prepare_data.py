@@ -2,6 +2,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import write_pairs
@@ -128,6 +129,7 @@ def test_split_refuses_and_leaves_all_as_it_was(tmp_path):
 
 
 def test_sample_set_is_whole_deterministic_and_split_by_car(tmp_path):
+    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))  # starts threads, not in forks
     for name in ("one", "two"):
         sample.make_sample(tmp_path / name, train_cars=2, val_cars=1, views=2)
     assert listing(tmp_path / "one") == listing(tmp_path / "two") and len(listing(tmp_path / "one")) == 12

@@ -314,6 +314,7 @@ def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number
     assert members(process.pid) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="benchmarks/kills.py forks")
 def test_a_few_kills(tmp_path):
     """The long form, with hundreds, is the command in the README."""

@@ -310,6 +310,7 @@ def test_importing_train_does_nothing_visible(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler_is_refused_in_one_line(folders, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     environment = {**os.environ, "PATH": nowhere, "CXX": nowhere, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
