@@ -100,8 +100,9 @@ class CarvanaDataset(Dataset):
             except Exception as error:
                 raise RuntimeError(f"the transform failed on {self.pairs[index][0]}") from error
             image, mask = augmented["image"], augmented["mask"]
-        mask = torch.as_tensor(mask)
-        return image, mask.long() if self.classes.multiclass else mask.float()
+        if isinstance(mask, torch.Tensor):
+            return image, mask.long() if self.classes.multiclass else mask.float()
+        return image, mask.astype(np.int64 if self.classes.multiclass else np.float32)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

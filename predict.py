@@ -37,13 +37,12 @@ from support.device import (
     count_cores,
     give_memory_back,
 )
-from support.errors import BadInput, counted, run_script
+from support.errors import BadInput, counted, exit_on_sigterm, run_script
 from support.files import writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images, with_masks
 from support.reading import ONE_CLASS, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
-from support.signals import exit_on_sigterm
 from support.visualize import draw_overlay, save_mask, scale_to_mask
 from utils import count_classes, describe, image_scores, overall_scores
 

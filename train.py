@@ -29,6 +29,7 @@ from support.checks import check_run
 from support.device import (
     autocast,
     choose_memory_format,
+    choose_num_threads,
     choose_num_workers,
     choose_precision,
     make_deterministic,
@@ -65,6 +66,7 @@ ACCUMULATION_STEPS = (
 
 CACHE_DIR = "data/cache/"  # keeps the scaled images, for later epochs and runs; "" keeps none
 NUM_WORKERS = "auto"  # processes that load images; 0 loads in the training process
+NUM_THREADS = "auto"  # threads that a CPU trains with; auto is all or one, whichever is faster beside other work
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 SYNC_BATCHNORM = False  # True shares BatchNorm's statistics between GPUs, for few images on each; CUDA only
@@ -221,6 +223,10 @@ def main(argv: list[str] | None = None) -> None:
     batch_size = train_loader.batch_sampler.batch_size
 
     model, train_model = make_model(options, group, precision)
+    if device.type == "cpu" and group.world_size == 1:  # torchrun gives each process its share
+        torch.set_num_threads(
+            choose_num_threads(options.NUM_THREADS, model, half if options.PROGRESSIVE_RESIZING else size)
+        )
     loss_fn = CEDiceLoss() if options.NUM_CLASSES > 1 else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -231,7 +237,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{counted(len(train_loader.dataset), 'training image')}, {len(val_loader.dataset)} validation images; "
         f"batches of {batch_size}{group.describe_shards(batch_size)}, "
-        f"{counted(len(train_loader), 'step')} an epoch; {device} in {str(precision).removeprefix('torch.')}"
+        f"{counted(len(train_loader), 'step')} an epoch; {device} in {str(precision).removeprefix('torch.')}, "
+        f"{counted(torch.get_num_threads(), 'thread')}"
     )
     with explain_limits(f"batches of {batch_size} images of {size[1]}x{size[0]}"), run:
         while run.epoch < options.NUM_EPOCHS:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ from support.device import autocast
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted
 from support.reading import IGNORED, ONE_CLASS, Classes, Size
-from support.signals import ignore_signals_in_worker, kill_workers_at_exit
 from support.visualize import Picture, draw_grid, save_mask
+from support.workers import init_worker, kill_workers_at_exit
 
 
 def get_loaders(
@@ -69,11 +70,13 @@ def get_loaders(
         raise BadInput("BATCH_SIZE", finding, "Give one for each")
     train_batch_size = min(batch_size, len(train_set))
     kill_workers_at_exit()
+    if num_workers:  # here and not in the workers: OpenCV's lock can be taken when they are forked
+        cv2.setNumThreads(1)  # each would use all cores
     common = {
         "num_workers": num_workers,
         "pin_memory": pin_memory and torch.cuda.is_available(),
         "persistent_workers": num_workers > 0,
-        "worker_init_fn": ignore_signals_in_worker,
+        "worker_init_fn": init_worker,
         "generator": torch.Generator(),  # not the global one: reading must not change what the run draws
     }
     batches = EpochBatches(

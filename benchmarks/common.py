@@ -31,9 +31,8 @@ import train
 from losses import BCEDiceLoss
 from model import UNET
 from support.device import choose_memory_format, choose_precision, count_cores
-from support.errors import run_script
+from support.errors import exit_on_sigterm, run_script
 from support.reading import Pair
-from support.signals import exit_on_sigterm
 
 
 class PlainDataset(Dataset):

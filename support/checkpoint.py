@@ -1,6 +1,6 @@
 """Checkpoint files: whole or not there, checked before they are used, and read without running what they hold."""
 
-import contextlib
+import errno
 import io
 import os
 import shutil
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from support.errors import BadInput
-from support.files import writable_folder
+from support.errors import BadInput, warn
+from support.files import whole_file, writable_folder
 
 FORMAT = 1  # of what a checkpoint holds: raise it where older code would misread a new one
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights
@@ -44,6 +44,9 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self._lock = lock_folder(folder) if writes else None
+        if writes:
+            for part in folder.glob(".*.pth.tar.*.part"):  # of a run that was killed
+                part.unlink(missing_ok=True)
         self.latest = folder / "my_checkpoint.pth.tar"
         self.previous = folder / "previous_checkpoint.pth.tar"
         self.best = folder / "best_checkpoint.pth.tar"
@@ -112,47 +115,21 @@ def _to_bytes(state: dict[str, Any]) -> memoryview:
 
 
 def _write(data: memoryview, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
-        with open(part, "rb") as file:
-            position = 0
-            while chunk := file.read(2**20):
-                if chunk != data[position : position + len(chunk)]:
-                    raise OSError("the disk gave back other bytes than were written")
-                position += len(chunk)
-        os.replace(part, path)
-        _sync_folder(path.parent)
+        with whole_file(path, sync=True) as part:
+            part.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()  # a full disk gets its room back
-        raise BadInput(
-            path, f"can't be written ({error.strerror or error})", "Make room; what was saved before is whole"
-        ) from error
+        finding = f"can't be written ({error.strerror or error})"
+        raise BadInput(path, finding, "Make room; what was saved before is whole") from error
 
 
 def _place_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, in one step; where the disk has no hard links, a copy of it."""
-    part = target.with_name(target.name + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source, part)
-    except OSError:
-        shutil.copyfile(source, part)
-    os.replace(part, target)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a rename on the disk. Windows can't open a folder, and syncs renames by itself."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+    """Make `target` the same file as `source`, in one step; if the disk has no hard links, a copy of it."""
+    with whole_file(target) as part:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
 
 
 def read_checkpoint(filename: str | Path) -> dict[str, Any]:
@@ -255,7 +232,8 @@ def all_finite(weights: dict[str, torch.Tensor]) -> bool:
 def lock_folder(folder: Path) -> TextIO:
     """Keep other runs out of `folder` for as long as the returned file is open and this process lives.
 
-    Raises BadInput, naming the other process, where there is another run, and where nothing can be written.
+    Raises BadInput, naming the other process, if there is another run, and if nothing can be written. On a file
+    system that has no locks, a warning says so.
     """
     file = open(writable_folder(folder) / ".lock", "a+", encoding="ascii")  # noqa: SIM115  stays open
     try:
@@ -269,12 +247,11 @@ def lock_folder(folder: Path) -> TextIO:
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError as error:
-        file.seek(0)
-        raise BadInput(
-            folder,
-            f"another run is at work here (process {file.read().strip() or 'unknown'})",
-            "Give another --OUT_DIR",
-        ) from error
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            file.seek(0)
+            finding = f"another run is at work here (process {file.read().strip() or 'unknown'})"
+            raise BadInput(folder, finding, "Give another --OUT_DIR") from error
+        warn(folder, f"its file system has no locks ({error.strerror})", "Start no second run in this folder")
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     return file

@@ -1,15 +1,19 @@
 """What the machine has, and how a run makes use of it."""
 
+import copy
 import ctypes
 import os
 import platform
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from support.errors import BadInput, warn
+from support.reading import Size
 
 
 def count_cores() -> int:
@@ -83,6 +87,27 @@ def choose_memory_format(device: torch.device, precision: torch.dtype) -> torch.
     but on an AMD one it can take twice as long."""
     slower = device.type == "cpu" and precision == torch.float32 and not _cpu_is_intel()
     return torch.contiguous_format if slower else torch.channels_last
+
+
+def choose_num_threads(number: int | str, model: nn.Module, size: Size) -> int:
+    """Threads for a CPU to train `model` with. "auto" times a few steps on images of `size` with all and with one,
+    and is the faster: beside other work on the same cores, two threads that wait for each other can take six times
+    as long as one. The number changes how sums are rounded, and so the weights in their last digits."""
+    if number != "auto":
+        return int(number)
+    model, seconds = copy.deepcopy(model).train(), {}
+    images = torch.rand(2, next(model.parameters()).shape[1], *size, generator=torch.Generator())
+    chosen = torch.get_num_threads()
+    for threads in {chosen, 1}:
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            model(images).sum().backward()
+            times.append(time.perf_counter() - began)
+        seconds[threads] = sorted(times)[1]  # the first makes buffers, and one may have been disturbed
+    torch.set_num_threads(chosen)
+    return min(seconds, key=seconds.get)
 
 
 def choose_num_workers(number: int | str, device: torch.device, processes: int = 1) -> int:

@@ -2,15 +2,17 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 # What a machine can run out of: how the system says so, what it means, and what to do. Searched in this order.
 LIMITS = (
     (
-        r"DataLoader worker|shared memory|</torch_",
+        r"DataLoader worker \(pid.*(exited unexpectedly|is killed)|shared memory|</torch_",
         "a process that reads images died",
         "Set NUM_WORKERS lower, or to 0, or allow more memory (in Docker, --shm-size 8g)",
     ),
@@ -91,11 +93,45 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def exit_on_sigterm() -> None:
+    """Have SIGTERM end this process as tidily as Ctrl-C does, with status 143."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+class _Output:
+    """Standard output or error, whose reader may end before us: that is a SIGTERM, as if it had been sent one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_broken(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._unless_broken(self._stream.flush)
+
+    def _unless_broken(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            signal.raise_signal(signal.SIGTERM)
+            return 0
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Call a script's `main`; BadInput becomes one line on standard error and exit status 2, and Ctrl-C status 130.
 
-    Any other exception is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback. What the terminal can't show is printed with backslashes.
     """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+            setattr(sys, name, _Output(stream))
     try:
         main()
     except BadInput as error:

@@ -41,6 +41,7 @@ RULES = {
     "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
     "THRESHOLD": (lambda v: 0 < v < 1, "a number between 0 and 1"),
     "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
+    "NUM_THREADS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 1), '1 or more, or "auto"'),
     "PRECISION": (
         lambda v: v in ("auto", "float32", "float16", "bfloat16"),
         "auto, float32, float16 or bfloat16",

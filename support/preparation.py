@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from support.errors import BadInput, explain_limits, warn
 from support.files import whole_file, writable_folder
 from support.pairs import Scan, scan
 from support.reading import ONE_CLASS, Classes, Metadata, Pair, Size, inspect_pair
-from support.signals import ignore_signals_in_worker
+from support.workers import init_worker
 
 VERSION = 5  # of the records' layout and of how files are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
@@ -114,7 +115,7 @@ def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers if workers > 1 else 0,
-        worker_init_fn=ignore_signals_in_worker,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # the run's own would change its first weights
     )
     results = []
@@ -132,8 +133,10 @@ def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None
             return results
         with whole_file(path.with_suffix(".json")) as part:
             part.write_text(json.dumps(results), encoding="ascii")
-        for old in path.parent.glob(f"{path.name.rpartition('_')[0]}_*"):
-            if old.stem != path.stem:
+        same_folders, an_hour_ago = path.name.rpartition("_")[0], time.time() - 3600
+        for old in path.parent.glob(f"*{same_folders}_*"):
+            left_by_killed_run = old.suffix == ".part" and old.stat().st_mtime < an_hour_ago
+            if left_by_killed_run or old.suffix != ".part" and old.stem != path.stem:
                 with suppress(OSError):  # Windows keeps a file that another run has open
                     old.unlink()
     return results

@@ -22,6 +22,7 @@ from support.distributed import ALONE, Group
 from support.errors import BadInput, counted, warn
 from support.files import writable_folder
 from support.logger import Logger
+from support.workers import ENDINGS
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
 SMALLEST_SCALE = 2.0**-10  # of a scaler: below it, float16 overflows in every step
@@ -37,7 +38,7 @@ class Run:
     """One training run: where it is, and how to save it and resume it exactly.
 
     A position is an epoch, counted from 0, and the steps done in it. Used as a context, it answers signals:
-    SIGTERM and SIGINT save after the step and end the process with 128 + signal, SIGUSR1 saves and goes on.
+    SIGTERM, SIGINT and SIGHUP save after the step and end the process with 128 + signal, SIGUSR1 saves and goes on.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Run:
             "losses": self.group.mean(torch.stack(self.losses)) if self.losses else torch.empty(0),
             "best_dice": self.best_dice,
             "half_size": self.half_size,
+            "num_threads": torch.get_num_threads(),
             "generators": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -184,6 +186,8 @@ class Run:
         for param_group, settings in zip(self.optimizer.param_groups, in_force, strict=True):
             param_group.update(settings)
         self._set_learning_rate()
+        if self.metadata["constants"].get("NUM_THREADS") == "auto":  # another number would round otherwise
+            torch.set_num_threads(state.get("num_threads", torch.get_num_threads()))
         generators = state["generators"]
         torch.set_rng_state(generators["torch"])
         if torch.cuda.is_available() and len(generators["cuda"]) == torch.cuda.device_count():
@@ -302,9 +306,10 @@ class Run:
     def __enter__(self) -> "Run":
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            names = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows lacks the last
-            signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in signals}
+            for name in (*ENDINGS, "SIGUSR1"):
+                number = getattr(signal, name, None)  # Windows lacks some
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                    self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

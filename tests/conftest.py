@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import train
 
     train.PRECISION = config.getoption("--precision")
+    train.NUM_THREADS = 1
     torch.set_num_threads(1)
 
 
@@ -52,7 +53,7 @@ def folders(tmp_path: Path, pytestconfig: pytest.Config) -> list[str]:
     dirs = {"TRAIN_IMG_DIR": train, "TRAIN_MASK_DIR": tmp_path / "in/train_masks"}
     dirs |= {"VAL_IMG_DIR": val, "VAL_MASK_DIR": tmp_path / "in/val_masks"}
     dirs |= {"CACHE_DIR": tmp_path / "cache", "DEVICE": "cpu"}  # runs that are compared must repeat bit for bit
-    dirs |= {"PRECISION": pytestconfig.getoption("--precision")}
+    dirs |= {"PRECISION": pytestconfig.getoption("--precision"), "NUM_THREADS": 1}
     small = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--NUM_EPOCHS", "2"]
     return [word for name, value in dirs.items() for word in (f"--{name}", str(value))] + small
 

@@ -35,6 +35,7 @@ import train
 from losses import BCEDiceLoss
 from model import UNET
 from support.checkpoint import CheckpointWriter
+from support.device import count_cores
 from support.errors import BadInput, run_script
 from support.reading import read_image, read_mask
 from support.run import Run
@@ -609,7 +610,7 @@ CASES = [
     W(
         55,
         "too many",
-        lambda w: ["--NUM_WORKERS", str(os.cpu_count() + 1)],
+        lambda w: ["--NUM_WORKERS", str(count_cores() + 1)],
         "cores here. Fewer are likely to be faster.",
     ),
     flags(56, "E", "--BATCHSIZE 8", "--BATCHSIZE: no such option. Perhaps you meant --BATCH_SIZE."),

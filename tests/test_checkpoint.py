@@ -1,7 +1,9 @@
 import builtins
+import errno
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +165,44 @@ def test_weights_of_a_wrapped_model_load(prefix):
     source, target = UNET(features=[2, 4]), UNET(features=[2, 4])
     load_checkpoint({"state_dict": {prefix + name: value for name, value in source.state_dict().items()}}, target)
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+static int locks(int cmd) { return (cmd == F_SETLK || cmd == F_SETLKW) && getenv("LOCK_ERRNO"); }
+#define FCNTL(name) int name(int fd, int cmd, ...) { \
+  va_list a; va_start(a, cmd); void *x = va_arg(a, void *); va_end(a); \
+  if (locks(cmd)) { errno = atoi(getenv("LOCK_ERRNO")); return -1; } \
+  return ((int (*)(int, int, ...))dlsym(RTLD_NEXT, #name))(fd, cmd, x); }
+FCNTL(fcntl)
+FCNTL(fcntl64)
+int fsync(int fd) { struct stat s;
+  if (!fstat(fd, &s) && S_ISDIR(s.st_mode)) { errno = EINVAL; return -1; }
+  return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd); }
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EACCES, errno.EAGAIN])
+def test_what_file_systems_without_locks_and_folder_syncs_say(folders, tmp_path, number):
+    """As NFS without a lock daemon, Lustre without flock and CIFS do: only EACCES and EAGAIN mean another run."""
+    (tmp_path / "shim.c").write_text(SHIM)
+    shim = str(tmp_path / "shim.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, str(tmp_path / "shim.c"), "-ldl"], check=True)
+    command = [sys.executable, str(ROOT / "train.py"), *folders, "--OUT_DIR", str(tmp_path), "--NUM_EPOCHS", "1"]
+    environment = {**os.environ, "LD_PRELOAD": shim, "LOCK_ERRNO": str(number)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    locked = number in (errno.EACCES, errno.EAGAIN)
+    assert done.returncode == (2 if locked else 0), done.stderr
+    assert ("another run is at work here" in done.stderr) == locked
+    assert ("its file system has no locks" in done.stderr) != locked
+    assert (tmp_path / "best_checkpoint.pth.tar").exists() != locked
 
 
 def test_a_folder_has_one_run_at_a_time_and_a_killed_one_frees_it(tmp_path):

@@ -222,7 +222,7 @@ def test_several_processes_find_what_one_does(processes, data, tmp_path):
     done = torchrun(processes, __file__, "check", tmp_path / "found", data)
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found", weights_only=False)
-    assert done.stdout.count("17 images at 16x24") == 2  # of fixed logits and of the network, each printed once
+    assert done.stdout.count("17 images at 24x16") == 2  # of fixed logits and of the network, each printed once
     alone, gradients_alone = scores_and_counts(Group()), gradients(Group())
     for mine in found:
         for count, (fixed, counts, loss) in alone.items():
@@ -244,7 +244,7 @@ def test_two_processes_train_as_one(undisturbed, arguments, tmp_path, capsys):
     alone = capsys.readouterr().out
     assert "12 training images, 5 validation images; batches of 4 (2 in each of 2 processes), 3 steps" in printed
     assert "12 training images, 5 validation images; batches of 4, 3 steps" in alone
-    assert printed.count("mean training loss") == printed.count("5 images at 32x48") == 12
+    assert printed.count("mean training loss") == printed.count("5 images at 48x32") == 12
     assert last_dice(printed) > 0.9 and last_dice(printed) == pytest.approx(last_dice(alone), abs=0.03)
     assert sorted(path.name for path in out.rglob("*.png")) == sorted(path.name for path in tmp_path.rglob("*.png"))
     assert end_of(out)["state_dict"].keys() == end_of(tmp_path)["state_dict"].keys()
@@ -312,8 +312,10 @@ def test_a_step_has_an_image_for_each_process(data):
         get_loaders(*dirs, 16, None, None, 0, group=Group(world_size=13))
     with pytest.raises(BadInput, match="BATCH_SIZE: 4 images a step for 5 processes"):
         get_loaders(*dirs, 4, None, None, 0, group=Group(world_size=5))
-    loaders = [get_loaders(*dirs, 16, None, None, 0, min_steps=6, group=Group(world_size=n))[0] for n in (1, 2, 5)]
-    assert [loader.batch_sampler.batch_size for loader in loaders] == [2, 2, 5]
+    loaders = [
+        get_loaders(*dirs, "auto", None, None, 0, min_steps=6, group=Group(world_size=n))[0] for n in (1, 2, 5)
+    ]
+    assert [loader.batch_sampler.batch_size for loader in loaders] == [2, 4, 10]
 
 
 def test_a_restart_goes_on_only_from_what_its_own_command_saved(arguments, tmp_path, monkeypatch, capsys):

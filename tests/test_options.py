@@ -68,7 +68,7 @@ def test_help_shows_meaning_and_default(parser, capsys):
         ("--BATCH_SIZE eight", "invalid int value: 'eight'"),
         ("--BATCH_SIZE 2.5", "invalid int value: '2.5'"),
         ("--BATCH_SIZE", "argument --BATCH_SIZE: expected one argument"),
-        ("--BATCH_SIZE 0", "BATCH_SIZE: 0 can't be used. Give 1 or more."),
+        ("--BATCH_SIZE 0", "BATCH_SIZE: 0 can't be used. Give 1 or more"),
         ("--LOAD_MODEL perhaps", "'perhaps' is neither True nor False"),
         ("--NUM_WORKERS -1", """NUM_WORKERS: -1 can't be used. Give 0 or more, or "auto"."""),
         ("--NUM_WORKERS some", "NUM_WORKERS: 'some' can't be used."),

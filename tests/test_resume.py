@@ -295,6 +295,43 @@ def members(group: int) -> list[str]:
     return [stat for stat in stats if stat[2] == str(group) and stat[0] != "Z"]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX")
+def test_a_closed_terminal_saves_and_ends_the_run_but_not_under_nohup(folders, tmp_path):
+    process = start(folders, tmp_path / "plain")
+    os.kill(process.pid, signal.SIGHUP)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGHUP and "stopped in epoch" in output
+
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it, as nohup has it
+    try:
+        process = start(folders, tmp_path / "nohup")
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    os.kill(process.pid, signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_ends_stops_the_run_with_a_checkpoint(folders, tmp_path, stream):
+    command = [sys.executable, str(ROOT / "train.py"), *folders, "--OUT_DIR", str(tmp_path), "--NUM_EPOCHS", "500"]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: subprocess.PIPE}
+    process = subprocess.Popen(command, **streams)
+    reader = getattr(process, stream)
+    reader.readline()
+    while not (tmp_path / "best_checkpoint.pth.tar").exists():
+        os.read(reader.fileno(), 2**16)
+    reader.close()  # as head does, or a dropped connection
+    assert process.wait(60) == 128 + signal.SIGTERM
+    state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
+    assert state["epoch"] >= 1
+    epochs = ["--NUM_EPOCHS", str(state["epoch"] + 1)]
+    train.main([*folders, "--OUT_DIR", str(tmp_path), "--LOAD_MODEL", *epochs])
+    assert read_checkpoint(tmp_path / "my_checkpoint.pth.tar")["epoch"] == state["epoch"] + 1
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
 @pytest.mark.parametrize("number, workers", [(signal.SIGTERM, "2"), (signal.SIGINT, "0")])
 def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number, workers):

@@ -299,6 +299,47 @@ def test_a_broken_file_found_by_a_worker_is_named_in_one_line(folders, tmp_path)
     assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith(f"{broken}: can't be read")
 
 
+def test_a_bug_in_a_transform_keeps_its_traceback_with_workers(folders, tmp_path):
+    """torch says "Caught RuntimeError in DataLoader worker process 0", which is no word of a dead worker."""
+    script = (
+        "import sys, albumentations as A, dataset, train\n"
+        "def bug(image, **_): raise RuntimeError('no such axis')\n"
+        "train.make_transforms = lambda: (A.Compose([A.Lambda(image=bug)]), dataset.make_transforms()[1])\n"
+        "from support.errors import run_script; run_script(train.main)"
+    )
+    for workers in ("0", "2"):
+        command = [sys.executable, "-c", script, *folders, *out(tmp_path / workers, "--NUM_WORKERS", workers)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and "no such axis" in done.stderr and "in bug" in done.stderr
+        assert "the transform failed on " in done.stderr and "NUM_WORKERS lower" not in done.stderr
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line(folders, tmp_path):
+    script = (
+        "import os, sys, albumentations as A, dataset, train\n"
+        "def die(image, **_): os.kill(os.getpid(), 9)\n"
+        "train.make_transforms = lambda: (A.Compose([A.Lambda(image=die)]), dataset.make_transforms()[1])\n"
+        "from support.errors import run_script; run_script(train.main)"
+    )
+    command = [sys.executable, "-c", script, *folders, *out(tmp_path / "out", "--NUM_WORKERS", "2")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "a process that reads images died (" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a name that is no UTF-8")
+def test_output_that_cannot_be_encoded_ends_no_run(folders, tmp_path):
+    for kind, ending in (("images", ".jpg"), ("masks", "_mask.gif")):
+        for path in (tmp_path / f"in/val_{kind}").iterdir():
+            if path.name.startswith(f"{3:012x}_01"):
+                os.rename(path, os.path.join(os.fsencode(path.parent), b"caf\xe9 \xc3\xa9" + ending.encode()))
+    command = [sys.executable, str(ROOT / "train.py"), *folders, *out(tmp_path / "out", "--NUM_EPOCHS", "1")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/best_checkpoint.pth.tar").exists()
+
+
 def test_importing_train_does_nothing_visible(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train"],

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -85,6 +86,14 @@ def loaders(folder, workers=0, batch_size=4, **options):
     write_pairs(dirs[0], dirs[1], [f"t{i}" for i in range(10)])
     write_pairs(dirs[2], dirs[3], [f"v{i}" for i in range(5)])
     return get_loaders(*dirs, batch_size, transform, A.Compose(to_tensor), workers, size=(16, 24), **options)
+
+
+def test_a_loaders_worker_uses_one_core(tmp_path):
+    """Even if OpenCV has run with threads in this process before."""
+    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))
+    train, _ = loaders(tmp_path, workers=2)
+    train.dataset.transform = lambda image, mask: {"image": cv2.getNumThreads(), "mask": mask}
+    assert {number for numbers, _ in train for number in numbers.tolist()} == {1}
 
 
 def test_batches_are_the_same_with_any_number_of_workers(tmp_path):

@@ -124,8 +124,8 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_the_readmes_commands_lead_from_a_folder_to_masks(tmp_path):
-    write(tmp_path / "my_photos", tmp_path / "my_masks", range(72))
-    write(tmp_path / "new_photos", None, new := range(72, 90))
+    write(tmp_path / "my_images", tmp_path / "my_masks", range(72))
+    write(tmp_path / "new_images", None, new := range(72, 90))
     commands = readme_commands()
     assert 0 < len(commands) <= 5 and commands[-1][1] == "predict.py"
     printed = ""
@@ -141,7 +141,7 @@ def test_the_readmes_commands_lead_from_a_folder_to_masks(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         printed += done.stdout
-    assert "my_photos: 72 images with masks; 320x180 to " in printed
+    assert "my_images: 72 images with masks; 320x180 to " in printed
     assert read_checkpoint(tmp_path / "best_checkpoint.pth.tar")["best_dice"] > 0.9
     dice = []
     for number in new:
