@@ -1,18 +1,18 @@
 """Predict masks of images, at the images' own sizes.
 
-    python predict.py photo.jpg more_photos/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
-    python predict.py photos/ --OVERLAY                             # also the images with the masks' outlines
-    python predict.py photos/ --MASK_DIR masks/                     # also scores against true masks, at full size
+    python predict.py image.jpg more_images/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
+    python predict.py images/ --OVERLAY                             # also the images with the masks' boundaries
+    python predict.py images/ --MASK_DIR masks/                     # also scores against true masks, at full size
     python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
 
-The network sees a image at the size that it was trained at; its logits are scaled up to the image's own.
+The network sees an image at the size that it was trained at; its logits are scaled up to the image's own.
 """
 
 import math
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import train
 from dataset import make_transforms
 from model import UNET, unet_arguments
 from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint
@@ -40,70 +39,74 @@ from support.device import (
 from support.errors import BadInput, counted, exit_on_sigterm, run_script
 from support.files import writable_folder
 from support.options import ConstantParser
-from support.pairs import find_images, with_masks
+from support.pairs import find_images, skipped_files, with_masks
 from support.reading import ONE_CLASS, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
 from support.visualize import draw_overlay, save_mask, scale_to_mask
-from utils import count_classes, describe, image_scores, overall_scores
+from utils import count_classes, describe, overall_scores
 
 CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size, classes and precision
-OUT = "predictions/"  # gets a mask of each image, NAME.png, in 0 and 255 or in numbers; "" writes none
-OVERLAY = False  # True also writes NAME_overlay.jpg, the image with the mask's outline or classes in colour
+OUT = "predictions/"  # gets a mask of each image, NAME.png, in 0 and 255 or in class numbers; "" writes none
+OVERLAY = False  # True also writes NAME_overlay.jpg, the image with the mask's boundary or its classes in colour
 MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
 THRESHOLD = 0.5  # of the probability: a pixel above it is foreground; several classes have none
 FLIP = False  # True averages the logits with those of the mirrored image, in twice the time
 
+IMAGE_HEIGHT = "auto"  # pixels that the network sees; auto is what the checkpoint says
+IMAGE_WIDTH = "auto"  # pixels
 BATCH_SIZE = 8  # images that the network sees at once
 NUM_WORKERS = "auto"  # threads that read images and write masks; auto is one for each core
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 
 
 class Item(NamedTuple):
-    """A image on its way: with its mask's file, its own size, and its image or its logits."""
+    """An image on its way: with its mask's file, its own size, and its pixels or its logits."""
 
     path: Path
-    truth: Path | None
+    target: Path | None
     size: Size
     values: Any
 
 
 class Result(NamedTuple):
-    """What came of a image: its row of `count_classes`, and its mask for Kaggle, where asked for."""
+    """What came of an image: its row of `count_classes` and its mask for Kaggle, if asked for; or why it has no
+    row."""
 
     path: Path
     counts: Tensor | None
     runs: str
+    unscored: BadInput | None = None
 
 
-def load_network(path: str | Path, device: torch.device) -> tuple[nn.Module, Size, Classes, torch.dtype]:
-    """The network in a checkpoint, ready to predict; the size of image that it was trained at; its classes; its
-    precision.
+def load_network(
+    path: str | Path, device: torch.device, height: int | str = "auto", width: int | str = "auto"
+) -> tuple[nn.Module, Size, Classes, torch.dtype]:
+    """The network in a checkpoint, ready to predict; the size of image that it sees; its classes; its precision.
 
-    Where the checkpoint doesn't tell, as weights alone don't, the weights' shapes say what network it is, and
-    train.py's constants the rest. Raises BadInput for a checkpoint that can't be used.
+    Weights alone tell their network by their shapes. Raises BadInput for a checkpoint that can't be used.
     """
     checkpoint = read_checkpoint(path)
-    constants = {
-        name: getattr(train, name) for name in ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IGNORE_INDEX", "PRECISION")
-    }
+    if "constants" not in checkpoint and "auto" in (height, width):
+        print(f"{path}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are taken as 240x160")
+    constants = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "IGNORE_INDEX": 255, "PRECISION": "auto"}
     constants |= checkpoint.get("constants", {})
-    size = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
-    if "constants" not in checkpoint:
-        print(f"{path}: doesn't say at what size it was trained; taken is train.py's, {size[0]}x{size[1]}")
+    trained = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
+    if checkpoint.get("half_size"):  # stopped in the first half of its progressive resizing
+        trained = (trained[0] + 1) // 2, (trained[1] + 1) // 2
+    size = trained[0] if height == "auto" else height, trained[1] if width == "auto" else width
     try:
         arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
     except KeyError as error:
         raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
     if (channels := arguments["in_channels"]) != 3:
         raise BadInput(path, f"{channels} channels in", "Use one for images in colour")
-    classes = Classes(arguments["out_channels"], constants["IGNORE_INDEX"])
     precision = choose_precision(constants["PRECISION"], device)
     model = UNET(**arguments)
     load_checkpoint(checkpoint, model)
     model.to(device, memory_format=choose_memory_format(device, precision)).eval()
-    return model, size, classes, precision
+    return model, size, Classes(arguments["out_channels"], constants["IGNORE_INDEX"]), precision
 
 
 def predict_logits(model: nn.Module, images: Tensor, *, flip: bool, precision: torch.dtype) -> np.ndarray:
@@ -138,8 +141,8 @@ def predict_items(
 def finish_item(
     item: Item, *, out: Path | None, overlay: bool, threshold: float, submission: bool, classes: Classes = ONE_CLASS
 ) -> Result:
-    """Write a image's mask, score it and encode it, as far as asked for."""
-    mask, counts, runs = scale_to_mask(item.values, item.size, threshold), None, ""
+    """Write an image's mask, encode it and score it, as far as asked for."""
+    mask, counts, runs, unscored = scale_to_mask(item.values, item.size, threshold), None, "", None
     if out is not None:
         save_mask(mask, out / f"{item.path.stem}.png")
         if overlay:
@@ -147,12 +150,15 @@ def finish_item(
     if submission:
         fits = item.size == CARVANA_SIZE
         runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
-    if item.truth is not None:
-        truth = read_mask(item.truth, classes=classes)
-        must_match(item.truth, truth.shape, mask.shape)
-        predicted, truth = torch.from_numpy(mask)[None], torch.from_numpy(truth)[None]
-        counts = count_classes(predicted, truth, classes.count)[0]
-    return Result(item.path, counts, runs)
+    if item.target is not None:
+        try:
+            target = read_mask(item.target, classes=classes)
+            must_match(item.target, target.shape, mask.shape)
+            counts = count_classes(torch.from_numpy(mask)[None], torch.from_numpy(target)[None], classes.count)[0]
+        except BadInput as error:  # the prediction stands
+            kind = f"classes 0 to {classes.count - 1}" if classes.multiclass else "black and white"
+            unscored = BadInput(error.subject, error.finding, f"Give a mask of the image's size in {kind}")
+    return Result(item.path, counts, runs, unscored)
 
 
 def in_order(
@@ -195,16 +201,21 @@ def predict_images(
         yield from in_order(pool, finish, items, most)
 
 
-def find_inputs(words: Iterable[str], out: str, mask_dir: str) -> list[Path]:
-    """The images that `words` name, each once: files, and folders of them.
+def find_inputs(words: Sequence[str], out: str, mask_dir: str) -> list[Path]:
+    """The images that `words` name, each once: files, and folders of them. A line says what folders hold besides.
 
-    Raises BadInput for what isn't there, for a folder without any, for two whose masks would have one name, and
-    where `out` holds the images or the true masks.
+    Raises BadInput for what isn't there, for a folder without any, for two whose masks would have one name, and if
+    `out` holds the images or the true masks.
     """
+    skipped: Counter[str] = Counter()
+    found = []
     for word in words:
         if not os.path.lexists(word):
             raise BadInput(word, "no such file or folder", "Give images, or folders of them")
-    found = [file for word in words for file in (find_images(word) if os.path.isdir(word) else [Path(word)])]
+        found += find_images(word) if os.path.isdir(word) else [Path(word)]
+        skipped += skipped_files(word) if os.path.isdir(word) else Counter()
+    if skipped:
+        print("skipped:", ", ".join(f"{number} {kind}" for kind, number in sorted(skipped.items())))
     images = list({os.path.abspath(file): file for file in found}.values())
     names: dict[str, Path] = {}
     for file in images:
@@ -219,16 +230,23 @@ def find_inputs(words: Iterable[str], out: str, mask_dir: str) -> list[Path]:
 
 def report(results: list[Result]) -> None:
     """Print how the masks compare with the true ones, and the worst of them."""
-    counts = torch.stack([result.counts for result in results])
-    print(describe(overall_scores(counts), f"{counted(len(counts), 'image')} at full size"))
-    ranking = sorted(zip(image_scores(counts).tolist(), (str(result.path) for result in results), strict=True))
+    scores = overall_scores(torch.stack([result.counts for result in results]))
+    print(describe(scores, f"{counted(len(results), 'image')} at full size"))
     print("the lowest dice:")
-    for dice, path in ranking[:10]:
+    for dice, path in sorted(zip(scores.images, (str(result.path) for result in results), strict=True))[:10]:
         print(f"{dice:.4f} {path}")
 
 
+def list_failures(failures: list[BadInput], of: int, what: str) -> None:
+    """Print the first 20 failures and their number on standard error."""
+    for failure in failures[:20]:
+        print(failure, file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {of} {what}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Predict as the constants above and `argv` say. Exits with 1 where some images couldn't be used."""
+    """Predict as the constants above and `argv` say. Exits with 1 if some images or true masks couldn't be used."""
     parser = ConstantParser(globals())
     parser.add_argument("images", nargs="+", help="files, and folders of them")
     options = parser.parse_args(argv)
@@ -242,13 +260,13 @@ def main(argv: list[str] | None = None) -> None:
         pairs = with_masks(images, options.MASK_DIR)
     give_memory_back()
     device = choose_device(options.DEVICE)
-    model, size, classes, precision = load_network(options.CHECKPOINT, device)
+    size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH
+    model, size, classes, precision = load_network(options.CHECKPOINT, device, *size)
     if classes.multiclass:
         for name, unused in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
             if unused:
-                raise BadInput(
-                    name, f"meant for one class, where {options.CHECKPOINT} has {classes.count}", "Leave it out"
-                )
+                finding = f"meant for one class, and {options.CHECKPOINT} has {classes.count}"
+                raise BadInput(name, finding, "Leave it out")
     out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
     submission = Path(options.SUBMISSION) if options.SUBMISSION else None
     if submission is not None:
@@ -269,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=options.BATCH_SIZE,
         workers=count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS),
     )
-    scored, failures = [], []
+    scored, failures, unscored = [], [], []
     try:
         with submission_rows(submission) if submission is not None else nullcontext() as rows:
             for result in tqdm(results, total=len(pairs), unit=" images"):
@@ -280,6 +298,8 @@ def main(argv: list[str] | None = None) -> None:
                     rows.writerow((result.path.name, result.runs))
                 if result.counts is not None:
                     scored.append(result)
+                if result.unscored is not None:
+                    unscored.append(result.unscored)
     except OSError as error:  # files that can't be read are a BadInput: this is the disk that is written to
         finding = f"can't be written ({error.strerror or error})"
         raise BadInput(error.filename or "results", finding, "Make room or give another place") from error
@@ -288,11 +308,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(pairs) - len(failures)} of {len(pairs)} images predicted: {written}")
     if scored:
         report(scored)
-    if failures:
-        for failure in failures[:20]:
-            print(failure, file=sys.stderr)
-        lack = f"; {options.SUBMISSION} lacks them" if options.SUBMISSION else ""
-        print(f"{len(failures)} of {len(pairs)} images could not be used{lack}", file=sys.stderr)
+    lack = f"; {options.SUBMISSION} lacks them" if options.SUBMISSION else ""
+    list_failures(failures, len(pairs), f"images could not be used{lack}")
+    list_failures(unscored, len(pairs), "images could not be scored")
+    if failures or unscored:
         raise SystemExit(1)
 
 

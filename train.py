@@ -38,11 +38,11 @@ from support.distributed import Group, end_together, init_distributed
 from support.errors import counted, explain_limits, run_script
 from support.muon import Muon
 from support.options import ConstantParser
-from support.page import update_page
 from support.preparation import prepare
 from support.reading import Classes
 from support.run import Run
-from utils import AtSize, check_accuracy, get_loaders, save_predictions_as_imgs
+from support.visualize import update_page
+from utils import AtSize, check_accuracy, choose_images, get_loaders, save_predictions_as_imgs
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
@@ -78,7 +78,7 @@ SEED = 0  # of the first weights, the order of the images and their augmentation
 LOAD_MODEL = False  # True resumes from my_checkpoint.pth.tar
 SAVE_MINUTES = 10.0  # between checkpoints within an epoch; each epoch ends with one
 OUT_DIR = "."  # folder of my_checkpoint.pth.tar, saved_images/ and runs/
-NUM_SAVED_IMAGES = 8  # validation images to draw after each epoch
+NUM_SAVED_IMAGES = 8  # validation images to draw after each epoch: half the same ones, half the worst
 
 
 def make_model(options: Namespace, group: Group, precision: torch.dtype) -> tuple[UNET, nn.Module]:
@@ -267,15 +267,11 @@ def main(argv: list[str] | None = None) -> None:
             )
             epoch_dir = run.images_dir / f"epoch_{run.epoch + 1:03d}"
             if group.is_main:
-                pictures = save_predictions_as_imgs(
-                    val_loader,
-                    network,
-                    epoch_dir,
-                    device,
-                    num_images=options.NUM_SAVED_IMAGES,
-                    precision=precision,
+                indices = choose_images(scores.images, options.NUM_SAVED_IMAGES)
+                rows = save_predictions_as_imgs(
+                    val_loader, network, epoch_dir, device, indices=indices, precision=precision
                 )
-                update_page(run.images_dir, run.epoch + 1, pictures)
+                update_page(run.images_dir, run.epoch + 1, rows)
             run.logger.add("val", run.total_steps, scores, epoch_dir / "grid.png")
             run.finish_epoch(scores["dice"])
 

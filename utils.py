@@ -1,8 +1,8 @@
 """What a training run needs besides its data, its model and its loop."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from support.device import autocast
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted
 from support.reading import IGNORED, ONE_CLASS, Classes, Size
-from support.visualize import Picture, draw_grid, save_mask
+from support.visualize import Prediction, draw_grid, save_mask
 from support.workers import init_worker, kill_workers_at_exit
 
 
@@ -93,95 +93,101 @@ def get_loaders(
     return train_loader, val_loader
 
 
-def count_overlap(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Exact pixel counts of each image: boolean (N, ...) twice to int64 (N, 4): both, predicted, true, all."""
-    predicted, truth = predicted.flatten(1), truth.flatten(1)
-    pixels = torch.full((len(truth),), truth.shape[1], device=truth.device)
-    return torch.stack(((predicted & truth).sum(1), predicted.sum(1), truth.sum(1), pixels), dim=1)
+def count_overlap(predicted: Tensor, target: Tensor) -> Tensor:
+    """Exact pixel counts of each image: boolean (N, ...) twice to int64 (N, 4): in both, predicted, in the target,
+    all."""
+    predicted, target = predicted.flatten(1), target.flatten(1)
+    pixels = torch.full((len(target),), target.shape[1], device=target.device)
+    return torch.stack(((predicted & target).sum(1), predicted.sum(1), target.sum(1), pixels), dim=1)
 
 
-def count_classes(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """`count_overlap` of one class, int64 (N, 4), or of each of several, (N, num_classes, 4): these from uint8
-    (N, H, W) twice, but for the pixels whose truth is IGNORED."""
+def count_classes(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """`count_overlap` of one class, int64 (N, 4), or of each of several, (N, num_classes, 4): these from class
+    numbers (N, H, W) twice, but for the pixels whose target is IGNORED."""
     if num_classes == 1:
-        return count_overlap(predicted, truth > 0)
-    images = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
-    cells = (images * num_classes + truth) * num_classes + predicted
-    cells = torch.bincount(cells[truth != IGNORED], minlength=len(truth) * num_classes**2)
+        return count_overlap(predicted, target > 0)
+    images = torch.arange(len(target), device=target.device).view(-1, 1, 1)
+    cells = (images * num_classes + target) * num_classes + predicted
+    cells = torch.bincount(cells[target != IGNORED], minlength=len(target) * num_classes**2)
     confusion = cells.view(-1, num_classes, num_classes)  # image, true class, predicted class
     pixels = confusion.sum((1, 2))[:, None].expand(-1, num_classes)
     return torch.stack((confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2), pixels), dim=2)
 
 
 def compare(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What logits (N, C, H, W) predict and what masks (N, H, W) say, both (N, H, W), and their `count_classes`. One
-    class gives booleans, several uint8."""
+    """What logits (N, C, H, W) predict and what masks (N, H, W) hold, both (N, H, W), and their `count_classes`.
+    One class gives booleans, several uint8."""
     if logits.shape[1] == 1:
-        predicted, truth = logits[:, 0] > 0, masks > 0.5  # a logit of 0 is a probability of 0.5
+        predicted, target = logits[:, 0] > 0, masks > 0.5  # a logit of 0 is a probability of 0.5
     else:
-        predicted, truth = logits.argmax(1).byte(), masks.byte()
-    return predicted, truth, count_classes(predicted, truth, logits.shape[1])
+        predicted, target = logits.argmax(1).byte(), masks.byte()
+    return predicted, target, count_classes(predicted, target, logits.shape[1])
 
 
 def dice_scores(counts: Tensor) -> Tensor:
-    """Dice of each row of counts, float64 (N,) or (N, C). Nothing predicted where nothing is scores 1; of several
+    """Dice of each row of counts, float64 (N,) or (N, C). Nothing predicted on nothing there scores 1; of several
     classes it is a NaN, which means over images or classes leave out."""
-    both, predicted, true, _ = counts.double().unbind(-1)
-    return _share(2 * both, predicted + true)
+    both, predicted, target, _ = counts.double().unbind(-1)
+    return _ratio(2 * both, predicted + target)
 
 
 def iou_scores(counts: Tensor) -> Tensor:
     """Intersection over union of each row of counts, as `dice_scores` has it."""
-    both, predicted, true, _ = counts.double().unbind(-1)
-    return _share(both, predicted + true - both)
+    both, predicted, target, _ = counts.double().unbind(-1)
+    return _ratio(both, predicted + target - both)
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole > 0, part / whole.clamp(min=1), 1.0 if whole.dim() == 1 else math.nan)
 
 
 def image_scores(counts: Tensor) -> Tensor:
-    """Dice of each image, float64 (N,): of several classes the mean over those that are there or predicted."""
+    """Dice of each image, float64 (N,): of several classes the mean over those that it shows or has predicted."""
     scores = dice_scores(counts)
     return scores if scores.dim() == 1 else scores.nanmean(1).nan_to_num(1.0)  # all ignored: nothing is wrong
 
 
-def class_scores(counts: Tensor) -> dict[str, Tensor]:
-    """Scores of all images, each (C,), or of one class a scalar: `dice` and `iou`, means over the images that show
-    or predict the class; `pixel_dice` and `pixel_iou`, over all pixels of all images together."""
-    total = counts.sum(0, keepdim=True)
-    return {
+class Scores(dict[str, float]):
+    """Scores of a set of images by name; `images` is the Dice of each of them, in order."""
+
+    images: list[float]
+
+
+def overall_scores(counts: Tensor) -> Scores:
+    """Scores of all images, from their counts (N, 4) or (N, C, 4).
+
+    `dice` and `iou` are means over images (with one class, `dice` is Kaggle's metric); `micro_dice` and
+    `micro_iou` are those of all pixels pooled, and `accuracy` is the share of pixels that are right. Of several
+    classes, these are means over the classes, the background among them, and NAME/NUMBER is that of each class
+    that is shown or predicted.
+    """
+    pooled = counts.sum(0, keepdim=True)
+    by_class = {
         "dice": dice_scores(counts).nanmean(0),
         "iou": iou_scores(counts).nanmean(0),
-        "pixel_dice": dice_scores(total)[0],
-        "pixel_iou": iou_scores(total)[0],
+        "micro_dice": dice_scores(pooled)[0],
+        "micro_iou": iou_scores(pooled)[0],
     }
-
-
-def overall_scores(counts: Tensor) -> dict[str, float]:
-    """Means over all classes, the background among them, of `class_scores` (with one class, Kaggle's metric is this
-    `dice`), and `accuracy`, the share of all pixels that are right. Of several classes also the `dice/NUMBER` and
-    `iou/NUMBER` of each that some image shows or predicts."""
-    by_class = class_scores(counts)
-    scores = {name: values.nanmean().item() for name, values in by_class.items()}
-    both, predicted, true, pixels = counts.sum(0).unbind(-1)
-    several = counts.dim() == 3
-    right = both.sum() if several else pixels - predicted - true + 2 * both
+    scores = Scores({name: values.nanmean().item() for name, values in by_class.items()})
+    scores.images = image_scores(counts).tolist()
+    both, predicted, target, pixels = pooled[0].unbind(-1)
+    multiclass = counts.dim() == 3
+    right = both.sum() if multiclass else pixels - predicted - target + 2 * both
     scores["accuracy"] = (right / pixels.max()).item()
-    if several:
-        for name in ("dice", "iou"):
-            values = enumerate(by_class[name].tolist())
-            scores |= {f"{name}/{number}": value for number, value in values if not math.isnan(value)}
+    if multiclass:
+        for name, values in by_class.items():
+            numbered = enumerate(values.tolist())
+            scores |= {f"{name}/{number}": value for number, value in numbered if not math.isnan(value)}
     return scores
 
 
 def describe(scores: dict[str, float], images: str) -> str:
     """One line about the `overall_scores` of these images, and one about each of several classes."""
-    by_class = defaultdict(list)
+    lines = defaultdict(list)
     for name, value in scores.items():
         name, _, number = name.partition("/")
-        by_class[number and f"class {number}"].append(f"{name} {value:.4f}")
-    return "\n".join(f"{what or images}: {', '.join(values)}" for what, values in by_class.items())
+        lines[number and f"class {number}"].append(f"{name} {value:.4f}")
+    return "\n".join(f"{what or images}: {', '.join(values)}" for what, values in lines.items())
 
 
 class AtSize(nn.Module):
@@ -216,11 +222,11 @@ def check_accuracy(
     loss_fn: nn.Module | None = None,
     precision: torch.dtype = torch.float32,
     group: Group = ALONE,
-) -> dict[str, float]:
+) -> Scores:
     """Score the model on every image of `loader`, at the size it loads them, with a threshold of 0.5. Of several
     processes, each scores its share of them; all return the scores of the whole.
 
-    Prints and returns the `overall_scores`, and `loss` where `loss_fn` is given.
+    Prints and returns the `overall_scores`, and `loss` if `loss_fn` is given.
     """
     device = torch.device(device)
     group.broadcast_buffers(model)
@@ -245,36 +251,48 @@ def check_accuracy(
     return scores
 
 
+def choose_images(dice: Sequence[float], number: int) -> list[int]:
+    """Which of a set's images to draw: half of them spread evenly, always the same, and half with the lowest
+    Dice."""
+    number = min(number, len(dice))
+    fixed = number - number // 2
+    chosen = [index * len(dice) // fixed for index in range(fixed)]
+    others = sorted(set(range(len(dice))) - set(chosen), key=lambda index: (dice[index], index))
+    return chosen + others[: number // 2]
+
+
 def save_predictions_as_imgs(
     loader: DataLoader,
     model: nn.Module,
     folder: str | Path = "saved_images/",
     device: str | torch.device = "cuda",
     *,
-    num_images: int = 8,
+    indices: Sequence[int] | None = None,
     precision: torch.dtype = torch.float32,
-) -> list[Picture]:
-    """Write what the model makes of `num_images` images of `loader`, always the same ones, spread over its dataset.
+) -> list[Prediction]:
+    """Draw what the model makes of the images of `loader` with these indices, or of 8 spread over its dataset.
 
-    `folder` gets `grid.png`, which shows image, truth, prediction and errors with names and Dice, the worst
+    `folder` gets `grid.png`, which shows image, target, prediction and errors with names and Dice, the worst
     first, and for each image its predicted mask, `NAME_pred.png`, at the size that the loader gives. Returns the
-    rows of the sheet.
+    rows of the grid.
     """
     device, dataset, folder = torch.device(device), loader.dataset, Path(folder)
-    num_images = min(num_images, len(dataset))
-    chosen = [i * len(dataset) // num_images for i in range(num_images)]
-    names = getattr(dataset, "images", [f"{i:05d}" for i in range(len(dataset))])
-    batches = DataLoader(Subset(dataset, chosen), batch_size=loader.batch_size or 8, generator=torch.Generator())
+    if indices is None:
+        number = min(8, len(dataset))
+        indices = [index * len(dataset) // number for index in range(number)]
+    files = getattr(dataset, "images", [f"{index:05d}" for index in range(len(dataset))])
+    stems = Counter(Path(file).stem for file in files)
+    batches = DataLoader(Subset(dataset, indices), batch_size=loader.batch_size or 8, generator=torch.Generator())
     rows = []
     with evaluating(model):
         for images, masks in batches:
             with autocast(device, precision):
                 logits = model(images.to(device)).cpu()
-            predicted, truth, counts = compare(logits, masks)
-            dice = image_scores(counts).tolist()
-            for image, mask, prediction, score in zip(images, truth, predicted, dice, strict=True):
-                name = Path(names[chosen[len(rows)]]).stem
-                rows.append(Picture(name, image.numpy(), mask.numpy(), prediction.numpy(), score))
+            predicted, targets, counts = compare(logits, masks)
+            for image, *drawn, dice in zip(images, targets, predicted, image_scores(counts), strict=True):
+                stem = Path(file := files[indices[len(rows)]]).stem
+                name = stem if stems[stem] == 1 else Path(file).name
+                rows.append(Prediction(name, image.numpy(), *(mask.numpy() for mask in drawn), dice.item()))
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         save_mask(row.prediction, folder / f"{row.name}_pred.png")

@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from support.errors import BadInput, refuse
 from support.reading import Pair
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp")
 MASK_ENDINGS = (".gif", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # after a image's stem, or stem_mask
 MASK_FILES = (*IMAGE_SUFFIXES, ".gif")  # endings in a folder of masks that someone may have meant for one
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_\d{2}$")  # a car and one of its 16 views
@@ -44,6 +45,14 @@ def find_images(folder: str | Path) -> list[Path]:
     if not images:
         raise BadInput(folder, "no images here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
     return images
+
+
+def skipped_files(folder: str | Path) -> Counter[str]:
+    """What a folder holds besides images, by ending: files that aren't hidden, and subfolders."""
+    files, folders = _listing(folder)
+    others = [file for file in files if not file.name.startswith(".") and not _is_picture(file, IMAGE_SUFFIXES)]
+    kinds = Counter(file.suffix.lower() or "without an ending" for file in others)
+    return kinds + Counter({"subfolder" + "s" * (len(folders) > 1): len(folders)})
 
 
 def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:

@@ -46,7 +46,7 @@ def decode(text: str, size: Size) -> np.ndarray:
 @contextmanager
 def submission_rows(path: Path) -> Iterator[Any]:
     """A writer of Kaggle's rows into `path`, which appears when they are all there."""
-    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("img", "rle_mask"))
         yield rows

@@ -29,7 +29,7 @@ from support.sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample
 from support.visualize import (
     COLOURS,
     PALETTE,
-    Picture,
+    Prediction,
     draw_grid,
     draw_overlay,
     save_errors,
@@ -175,8 +175,8 @@ def test_scores_by_hand():
         {
             "dice": (1 / 2 + 1 / 3 + 2 / 3) / 3,
             "iou": (1 / 3 + 1 / 4 + 1 / 2) / 3,
-            "pixel_dice": (1 / 2 + 4 / 9 + 2 / 3) / 3,
-            "pixel_iou": (1 / 3 + 2 / 7 + 1 / 2) / 3,
+            "micro_dice": (1 / 2 + 4 / 9 + 2 / 3) / 3,
+            "micro_iou": (1 / 3 + 2 / 7 + 1 / 2) / 3,
             "accuracy": 6 / 11,
             "dice/0": 1 / 2,
             "dice/1": 1 / 3,
@@ -184,6 +184,12 @@ def test_scores_by_hand():
             "iou/0": 1 / 3,
             "iou/1": 1 / 4,
             "iou/2": 1 / 2,
+            "micro_dice/0": 1 / 2,
+            "micro_dice/1": 4 / 9,
+            "micro_dice/2": 2 / 3,
+            "micro_iou/0": 1 / 3,
+            "micro_iou/1": 2 / 7,
+            "micro_iou/2": 1 / 2,
         }
     )
     assert "dice/2" not in overall_scores(counts[:1]) and overall_scores(counts[:1])["dice"] == pytest.approx(
@@ -209,9 +215,9 @@ def test_check_accuracy_prints_a_line_for_each_class(batch_size, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("2 images at 6x1: dice 0.5000, iou 0.3611, ") and ", loss " in lines[0]
     assert lines[1:] == [
-        "class 0: dice 0.5000, iou 0.3333",
-        "class 1: dice 0.3333, iou 0.2500",
-        "class 2: dice 0.6667, iou 0.5000",
+        "class 0: dice 0.5000, iou 0.3333, micro_dice 0.5000, micro_iou 0.3333",
+        "class 1: dice 0.3333, iou 0.2500, micro_dice 0.4444, micro_iou 0.2857",
+        "class 2: dice 0.6667, iou 0.5000, micro_dice 0.6667, micro_iou 0.5000",
     ]
 
 
@@ -231,7 +237,7 @@ def test_pictures_show_classes_errors_and_what_is_ignored(tmp_path):
     truth = np.repeat(np.array([0, 1, 2, IGNORED], np.uint8), 60)[None].repeat(40, 0)
     prediction = truth.copy()
     prediction[:20, 60:120], prediction[:, 180:] = 2, 1
-    row = Picture("x", np.zeros((3, 40, 240), np.float32), truth, prediction, 0.5)
+    row = Prediction("x", np.zeros((3, 40, 240), np.float32), truth, prediction, 0.5)
     save_mask(truth, tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as mask:
         assert mask.mode == "P"
@@ -247,7 +253,7 @@ def test_pictures_show_classes_errors_and_what_is_ignored(tmp_path):
     for column, values in enumerate((PALETTE[truth], PALETTE[prediction]), start=1):
         np.testing.assert_array_equal(panels[:, 8 + 248 * column : 248 * (column + 1)], values)
     many = np.arange(240, dtype=np.uint8)[None].repeat(40, 0)
-    draw_grid([row._replace(truth=many)], tmp_path / "many.png")  # a legend of several lines
+    draw_grid([row._replace(target=many)], tmp_path / "many.png")  # a legend of several lines
     assert Image.open(tmp_path / "many.png").height > Image.open(tmp_path / "grid.png").height + 200
     draw_overlay(np.full((40, 240, 3), 200, np.uint8), truth, tmp_path / "overlay.jpg")
     overlay = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
@@ -317,7 +323,7 @@ def test_car_and_wheels_are_told_apart(trained):
     for name, score in run["epochs"]["20"]:
         with Image.open(out / f"saved_images/epoch_020/{name}_pred.png") as prediction:
             assert prediction.mode == "P" and set(np.unique(prediction)) == {0, 1, 2}
-            truth = np.asarray(Image.open(out / f"saved_images/images/{name}_truth.png"))
+            truth = np.asarray(Image.open(out / f"saved_images/images/{name}_target.png"))
         assert score == pytest.approx(np.mean(dice_of(np.asarray(prediction), truth)), abs=1e-6)
 
 

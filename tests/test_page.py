@@ -11,8 +11,7 @@ from browser import Browser, find_chromium
 from PIL import Image
 
 import train
-from support.page import update_page
-from support.visualize import FALSE_NEGATIVE, FALSE_POSITIVE, Picture, save_mask
+from support.visualize import FALSE_NEGATIVE, FALSE_POSITIVE, Prediction, save_mask, update_page
 
 HEIGHT, WIDTH = 40, 60
 NAMES = ["plain", "100% sûr? #1 <b>&'\"", "x" * 60]
@@ -36,7 +35,7 @@ def add_epoch(folder: Path, epoch: int) -> None:
     image = np.full((3, HEIGHT, WIDTH), GRAY / 255, np.float32)
     image[:, square()] = [[0], [1], [0]]
     rows = [
-        Picture(name, image, square(), square(shift), dice(shift))
+        Prediction(name, image, square(), square(shift), dice(shift))
         for name, shift in zip(NAMES, SHIFTS[epoch], strict=True)
     ]
     (folder / f"epoch_{epoch:03d}").mkdir(parents=True)
@@ -72,7 +71,7 @@ def test_a_run_writes_the_page(folders, tmp_path):
         assert len(scores) == 3 and [score for _, score in scores] == sorted(score for _, score in scores)
         for name, score in scores:
             prediction = np.asarray(Image.open(saved / f"epoch_00{epoch}/{name}_pred.png")) > 0
-            truth = np.asarray(Image.open(saved / f"images/{name}_truth.png")) > 0
+            truth = np.asarray(Image.open(saved / f"images/{name}_target.png")) > 0
             overlap = 2 * (prediction & truth).sum() / (prediction.sum() + truth.sum())
             assert score == pytest.approx(overlap, abs=1e-6)
             errors = np.asarray(Image.open(saved / f"epoch_00{epoch}/{name}_errors.png").convert("RGBA"))
@@ -178,7 +177,7 @@ def test_everything_works_by_keyboard(page):
     assert page.run("document.querySelector('#uncover').value") == "99"
 
     page.press("Tab", "ArrowRight")
-    assert text(page, "#tag") == "truth" and close(seen(page, 22, 20), GREEN) and close(seen(page, 42, 20), WHITE)
+    assert text(page, "#tag") == "target" and close(seen(page, 22, 20), GREEN) and close(seen(page, 42, 20), WHITE)
     page.press("ArrowRight")
     assert text(page, "#tag") == "errors"
     assert seen(page, 22, 20) == FALSE_NEGATIVE and seen(page, 42, 20) == FALSE_POSITIVE
@@ -234,4 +233,4 @@ def test_every_control_has_a_name(page):
     }
     assert not [role for role, name in named if not name.strip()]
     names = {name for _, name in named}
-    assert {"Layer", "prediction", "truth", "errors", f"Image {worst_first(3)[0]}"} <= names
+    assert {"Layer", "prediction", "target", "errors", f"Image {worst_first(3)[0]}"} <= names

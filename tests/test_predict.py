@@ -212,7 +212,7 @@ def test_scores_are_those_of_the_written_masks(run, trained, capsys):
     mean = np.mean(list(dice.values()))
     assert mean > 0.8
     assert f"5 images at full size: dice {mean:.4f}, iou {np.mean(iou):.4f}, " in printed
-    assert f"pixel_dice {2 * overlap / area:.4f}, pixel_iou {overlap / (area - overlap):.4f}" in printed
+    assert f"micro_dice {2 * overlap / area:.4f}, micro_iou {overlap / (area - overlap):.4f}" in printed
     worst = sorted((score, stem) for stem, score in dice.items())
     named = re.findall(r"^(\d\.\d{4}) .*/(\w+)\.jpg$", printed, re.MULTILINE)
     assert named == [(f"{score:.4f}", stem) for score, stem in worst]
@@ -259,7 +259,7 @@ def test_the_tutorials_own_checkpoint_and_weights_alone(trained, tmp_path, capsy
     image = trained / f"val_images/{3:012x}_01.jpg"
     for name in ("tutorial.pth.tar", "weights.pth"):
         predict.main([str(image), "--CHECKPOINT", str(tmp_path / name), "--OUT", str(tmp_path / name[:3])])
-        assert f"{name}: doesn't say at what size it was trained; taken is train.py's, 160x240" in (
+        assert f"{name}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are" in (
             capsys.readouterr().out
         )
     (first,), (second,) = contents(tmp_path / "tut").values(), contents(tmp_path / "wei").values()
@@ -301,16 +301,61 @@ def test_good_and_bad_images_mixed(run, trained, tmp_path, capsys):  # case 87
     assert contents(images) == before
 
 
+def test_what_folders_hold_besides_images_is_counted(run, trained, tmp_path, capsys):
+    images = tmp_path / "in"
+    (images / "more").mkdir(parents=True)
+    for name, source in (("a.jfif", 1), ("b.jpe", 2), ("c.JPG", 3)):
+        shutil.copy(trained / f"val_images/{3:012x}_{source:02d}.jpg", images / name)
+    for name in ("d.heic", "e.heic", "notes.txt", "LICENSE", ".hidden"):
+        (images / name).touch()
+    out = run(images)
+    printed = capsys.readouterr().out
+    assert "skipped: 2 .heic, 1 .txt, 1 subfolder, 1 without an ending\n" in printed
+    assert "3 of 3 images predicted" in printed and contents(out).keys() == {"a.png", "b.png", "c.png"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a name that is no UTF-8")
+def test_a_name_that_is_no_utf8_ends_neither_submission_nor_report(trained, tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    for kind, source, target in (("images", ".jpg", name), ("masks", "_mask.gif", name.replace(".jpg", ".gif"))):
+        (tmp_path / kind).mkdir()
+        shutil.copy(trained / f"val_{kind}/{3:012x}_01{source}", tmp_path / kind / target)
+    words = ["images", "--MASK_DIR", "masks", "--OUT", "out", "--SUBMISSION", "all.csv"]
+    command = [
+        sys.executable,
+        str(ROOT / "predict.py"),
+        *words,
+        "--CHECKPOINT",
+        trained / "best_checkpoint.pth.tar",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "all.csv").read_bytes().splitlines()[1].startswith(b"caf\xe9.jpg,")
+    assert b"caf\\udce9.jpg" in done.stdout
+
+
+def test_a_run_stopped_while_it_saw_half_the_size_predicts_at_that(trained, tmp_path):
+    state = torch.load(trained / "best_checkpoint.pth.tar", weights_only=True)
+    assert state["half_size"] is False
+    for half_size, sides, expected in ((True, [], (16, 24)), (False, [], (32, 48)), (False, [20, 30], (20, 30))):
+        torch.save({**state, "half_size": half_size}, tmp_path / "stopped.pth.tar")
+        assert predict.load_network(tmp_path / "stopped.pth.tar", torch.device("cpu"), *sides)[1] == expected
+
+
 def test_a_true_mask_of_another_size_is_a_failure(run, trained, tmp_path, capsys):
     masks = tmp_path / "masks"
     shutil.copytree(trained / "val_masks", masks)
-    bad = masks / f"{3:012x}_02_mask.gif"
+    bad, colours = masks / f"{3:012x}_02_mask.gif", masks / f"{3:012x}_03_mask.gif"
     Image.new("L", (50, 40), 255).save(bad)
+    Image.fromarray(np.arange(6, dtype=np.uint8).repeat(1024).reshape(64, 96)).save(colours)
     with pytest.raises(SystemExit) as stop:
         run(trained / "val_images", "--MASK_DIR", masks)
     output = capsys.readouterr()
     assert stop.value.code == 1 and f"{bad}: the mask is 50x40, its image 96x64." in output.err
-    assert "4 images at full size: dice " in output.out and len(contents(tmp_path / "out")) == 5
+    assert f"{colours}: values up to 5" in output.err and "NUM_CLASSES" not in output.err
+    assert "Give a mask of the image's size in black and white." in output.err
+    assert "3 images at full size: dice " in output.out and len(contents(tmp_path / "out")) == 5
 
 
 def test_two_images_for_one_mask(run, trained, tmp_path, capsys):  # case 88

@@ -13,6 +13,7 @@ from support.run import archive_results
 from train import warmup_cosine
 from utils import (
     check_accuracy,
+    choose_images,
     count_overlap,
     dice_scores,
     evaluating,
@@ -59,8 +60,8 @@ def test_check_accuracy_by_hand_whatever_the_batch(batch_size, capsys):
     scores = check_accuracy(loader, model, device="cpu", loss_fn=nn.BCEWithLogitsLoss())
     assert scores["dice"] == pytest.approx((4 / 7 + 1 + 0) / 3)
     assert scores["iou"] == pytest.approx((2 / 5 + 1 + 0) / 3)
-    assert scores["pixel_dice"] == pytest.approx(2 * 2 / (5 + 4))
-    assert scores["pixel_iou"] == pytest.approx(2 / (5 + 4 - 2))
+    assert scores["micro_dice"] == pytest.approx(2 * 2 / (5 + 4))
+    assert scores["micro_iou"] == pytest.approx(2 / (5 + 4 - 2))
     assert scores["accuracy"] == pytest.approx((24 - 1 - 2 - 2) / 24)
     right, wrong = np.log1p(np.exp(-4)), np.log1p(np.exp(4))
     assert scores["loss"] == pytest.approx((19 * right + 5 * wrong) / 24, rel=1e-5)
@@ -120,11 +121,26 @@ def test_an_automatic_batch_leaves_a_small_set_enough_steps_and_a_given_one_stan
     assert sizes(8, group=Group(world_size=2)) == (8, 4) and sizes(8, accumulation_steps=4) == (8, 2)
 
 
+def test_half_of_the_drawn_images_are_the_worst_of_all():
+    dice = [0.9, 0.8, 0.7, 0.1, 0.95, 0.6, 0.99, 0.98]
+    assert choose_images(dice, 4) == [0, 4, 3, 5]
+    assert choose_images(dice, 1) == [0] and choose_images(dice, 0) == []
+    assert sorted(choose_images(dice, 99)) == list(range(8))
+
+
+def test_two_images_with_one_stem_are_both_drawn(tmp_path):
+    _, val = loaders(tmp_path)
+    val.dataset.images = ["a.jpg", "a.png", "b.jpg", "c.jpg", "d.jpg"]
+    save_predictions_as_imgs(val, UNET(features=[2, 4]), folder=tmp_path / "saved", device="cpu", indices=[2, 1, 0])
+    expected = ["a.jpg_pred.png", "a.png_pred.png", "b_pred.png", "grid.png"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == expected
+
+
 def test_predictions_are_drawn_with_names_and_the_worst_first(tmp_path):
     _, val = loaders(tmp_path)
     torch.manual_seed(0)
     model = UNET(features=[2, 4])
-    save_predictions_as_imgs(val, model, folder=tmp_path / "saved", device="cpu", num_images=3)
+    save_predictions_as_imgs(val, model, folder=tmp_path / "saved", device="cpu", indices=[0, 1, 3])
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == [
         "grid.png",
         "v0_pred.png",
