@@ -117,18 +117,19 @@ def _all_background(folder: Prepared) -> list[tuple[Any, int]]:
     return [(folder.mask_dir, len(folder.metadata))] if empty else []
 
 
-def _lost(folder: Prepared, everything: bool) -> list[tuple[Any, str]]:
-    """Masks that lose more than KEPT allows at the network's size, each with its share of what is left and the
-    size at which it would be kept; with `everything`, the folder of masks if nothing is left of all of them."""
-    lost = {mask: m for (_, mask), m in folder.metadata.items() if m.scaled_foreground < KEPT * m.foreground}
-    drawn = [m for m in folder.metadata.values() if m.foreground]
-    if not lost or everything != (not any(m.scaled_foreground for m in drawn)):
+def _lost(folder: Prepared, vanished: bool) -> list[tuple[Any, str]]:
+    """Masks that lose more than KEPT allows at the network's size, each with the size at which it would be kept.
+    With `vanished`, the folder of masks instead, if nothing at all is left of most of them."""
+    drawn = {mask: m for (_, mask), m in folder.metadata.items() if m.foreground}
+    lost = {mask: m for mask, m in drawn.items() if m.scaled_foreground < KEPT * m.foreground}
+    empty = sum(not m.scaled_foreground for m in lost.values())
+    if not lost or vanished != (empty > len(drawn) / 2):
         return []
     worst = min(lost, key=lambda mask: lost[mask].scaled_foreground / lost[mask].foreground)
-    needed = _size_that_keeps(worst, lost[worst].size, lost[worst].foreground, folder.classes)
-    detail = f"{folder.size[1]}x{folder.size[0]}; at {needed[1]}x{needed[0]} it would be kept"
-    if everything:
-        return [(folder.mask_dir, detail)]
+    width, height = _size_that_keeps(worst, lost[worst].size, lost[worst].foreground, folder.classes)[::-1]
+    detail = f"{folder.size[1]}x{folder.size[0]}; at {width}x{height} it would be kept"
+    if vanished:
+        return [(folder.mask_dir, f"{empty} of {len(drawn)} masks at {detail}")]
     return [(mask, detail) for mask in (worst, *(lost.keys() - {worst}))]
 
 
@@ -160,7 +161,23 @@ def _in_both(train: Prepared, val: Prepared, key: Callable[[Prepared], dict[str,
     return [(image, others[name]) for name, image in key(val).items() if name in others]
 
 
+def _palette_conflicts(folder: Prepared) -> list[tuple[Any, str]]:
+    """The first mask with a palette that gives a colour another index than a mask before it does."""
+    first: dict[str, tuple[Any, int]] = {}
+    for (_, mask), m in folder.metadata.items():
+        for colour, index in m.palette:
+            other, expected = first.setdefault(colour, (mask, index))
+            if index != expected:
+                return [(mask, f"#{colour} is number {index}, and in {other.name} number {expected}")]
+    return []
+
+
 REFUSED = (
+    Rule(  # the classes would be mixed up
+        _palette_conflicts,
+        "its palette differs from that of other masks: {}",
+        "Save all masks with one palette, or with class numbers as gray values",
+    ),
     Rule(  # one without foreground is a fair example; a folder of them is a mistake
         lambda f: [] if f.classes.multiclass else _all_background(f),
         "all {} masks are background alone",
@@ -172,8 +189,8 @@ REFUSED = (
         "Give NUM_CLASSES 1 for masks in black and white",
     ),
     Rule(  # the network would be given empty masks, and score 1 for predicting nothing
-        lambda f: _lost(f, everything=True),
-        "what the masks show is too thin: nothing is left of it at {}",
+        lambda f: _lost(f, vanished=True),
+        "too thin: nothing is left of {}",
         "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH",
     ),
 )
@@ -191,7 +208,7 @@ WARNED = (
         "They are cut at half: look whether the mask is meant so",
     ),
     Rule(
-        lambda f: _lost(f, everything=False),
+        lambda f: _lost(f, vanished=False),
         "too thin: more than half of its foreground is lost at {}",
         "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH",
     ),

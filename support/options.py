@@ -48,6 +48,14 @@ RULES = {
     ),
     "SEED": (lambda v: 0 <= v < 2**63, "0 or more"),
 }
+RENAMED = {  # options of earlier versions
+    "--ACCUMULATE": "--ACCUMULATION_STEPS",
+    "--HALF_SIZE_SHARE": "--PROGRESSIVE_RESIZING",
+    "--NUM_PICTURES": "--NUM_SAVED_IMAGES",
+    "--cache_dir": "--CACHE_DIR",
+    "--num_classes": "--NUM_CLASSES",
+    "--ignore_index": "--IGNORE_INDEX",
+}
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -88,6 +96,8 @@ class OptionParser(argparse.ArgumentParser):
 def _must_be_among(name: str, known: Iterable[str], kind: str) -> None:
     """Raise BadInput where `name` is not one of the names, and suggest the nearest."""
     if name not in known:
+        if RENAMED.get(name) in known:
+            raise BadInput(name, "has another name now", f"Give {RENAMED[name]}")
         spelt = {word.upper(): word for word in known if word not in ("-h", "--help")}
         near = difflib.get_close_matches(name.upper(), spelt, n=1, cutoff=0.5)
         remedy = f"Perhaps you meant {spelt[near[0]]}" if near else f"--help lists the {kind}s"

@@ -366,17 +366,17 @@ def unlink_images(w: World) -> None:
     w.in_step(lambda: [path.unlink() for path in w.images.iterdir()])
 
 
-EMPTY = "a.jpg: can't be read as a picture (an empty file). Copy or download it again."
+EMPTY = "a.jpg: can't be read as an image (an empty file). Copy or download it again."
 RGB = np.asarray(image())
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 HTML = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>"
-NO_PICTURE = "a.jpg: can't be read as a picture"
+NO_PICTURE = "a.jpg: can't be read as an image"
 IN_MASK = "where background is 0 and foreground 1 or 255. Save it in black and white, or give NUM_CLASSES"
 CASES = [
     # Images
     E(1, "empty", lambda w: w.image.write_bytes(b""), EMPTY),
     E(2, "truncated JPEG", lambda w: cut(w.image), f"{NO_PICTURE} (image file is truncated"),
-    E(2, "truncated GIF", lambda w: cut(w.mask), "a_mask.gif: can't be read as a picture ("),
+    E(2, "truncated GIF", lambda w: cut(w.mask), "a_mask.gif: can't be read as an image ("),
     OK(
         3,
         "PNG without its end marker",
@@ -389,7 +389,7 @@ CASES = [
     OK(4, "PNG named .jpg", lambda w: image().save(w.image, "PNG"), then=same_image(RGB, "a.jpg")),
     E(5, "text", lambda w: w.image.write_text("to do: take a image\n"), f"{NO_PICTURE} (a text file)"),
     E(5, "HTML", lambda w: w.image.write_bytes(HTML), f"{NO_PICTURE} (a web page or XML). Download it again."),
-    E(5, "git-lfs", lambda w: w.image.write_bytes(LFS), "(a git-lfs pointer to a picture). Run git lfs pull."),
+    E(5, "git-lfs", lambda w: w.image.write_bytes(LFS), "(a git-lfs pointer to an image). Run git lfs pull."),
     E(6, "folder", lambda w: (w.images / "x.jpg").mkdir(), "x.jpg: a folder, though named like a picture. Rename"),
     OK(7, "CMYK", lambda w: w.save_image(image("CMYK"), "a.jpg")),
     OK(
@@ -408,14 +408,14 @@ CASES = [
         13,
         "EXIF orientation against the mask",
         lambda w: turned(w, (48, 32)),
-        "a_mask.gif: the mask is 48x32, its image 32x48 as its EXIF orientation turns it. Give both",
+        "a_mask.gif: the mask is 48x32, its image 32x48 as its EXIF orientation rotates it. Give both",
     ),
-    E(14, "animated WebP", lambda w: animated(w, "a.webp"), "a.webp: holds 2 pictures. Save the one"),
+    E(14, "animated WebP", lambda w: animated(w, "a.webp"), "a.webp: holds 2 images. Save the one"),
     E(
         15,
         "90 million pixels",
         lambda w: w.save_image(Image.new("1", (10_000, 9_000))),
-        "a.png: can't be read as a picture (Image size (90000000 pixels) exceeds limit",
+        "a.png: can't be read as an image (Image size (90000000 pixels) exceeds limit",
     ),
     E(16, "EPS", lambda w: w.image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "(a PostScript, PDF, Photoshop or"),
     E(16, "PSD", lambda w: w.image.write_bytes(b"8BPS\0\1" + bytes(20)), "(a PostScript, PDF, Photoshop or FITS"),
@@ -503,7 +503,7 @@ CASES = [
         34,
         "animated GIF",
         lambda w: animated(w, "a_mask.gif", masks=True),
-        "a_mask.gif: holds 2 pictures. Save the one",
+        "a_mask.gif: holds 2 images. Save the one",
     ),
     OK(35, "one mask of background", lambda w: w.save_mask(square(0, 0))),
     E(
@@ -614,6 +614,7 @@ CASES = [
         "cores here. Fewer are likely to be faster.",
     ),
     flags(56, "E", "--BATCHSIZE 8", "--BATCHSIZE: no such option. Perhaps you meant --BATCH_SIZE."),
+    flags(56, "E", "--ACCUMULATE 4", "--ACCUMULATE: has another name now. Give --ACCUMULATION_STEPS."),
     flags(57, "E", "--MIN_STEPS many", "MIN_STEPS: invalid int value: 'many'. --help lists"),
     flags(58, "E", "--DEVICE cuda:99", "DEVICE cuda:99: not to be had here ("),
     flags(
@@ -827,11 +828,11 @@ def test_the_check_sums_up_and_remembers(world, capsys):
     os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))  # only reading it would tell
     assert check(world, capsys) == first
     os.utime(broken)
-    with pytest.raises(BadInput, match="b.jpg: can't be read as a picture"):
+    with pytest.raises(BadInput, match="b.jpg: can't be read as an image"):
         check(world, capsys)
     memory = next((world.root / "cache").glob("*.json"))
     memory.write_text("{")  # broken: everything is read again
-    with pytest.raises(BadInput, match="b.jpg: can't be read as a picture"):
+    with pytest.raises(BadInput, match="b.jpg: can't be read as an image"):
         check(world, capsys)
 
 

@@ -91,7 +91,7 @@ def test_one_bit_is_two_classes_and_another_number_may_be_ignored(tmp_path):
             "values of more than 8 bits. Save it with the numbers 0 to 2",
         ),
         (np.dstack([MASK, MASK * 0, MASK]), ".png", THREE, "a mask in colour. Save it with the numbers 0 to 2"),
-        (MASK, ".jpg", THREE, "a JPEG, which blurs numbers of classes into others. Save it as PNG"),
+        (MASK, ".jpg", THREE, "a JPEG, which blurs class numbers into others. Save it as PNG"),
         (MASK % 3, ".png", Classes(), "values up to 2, 3 in all, .*black and white, or give NUM_CLASSES for more"),
     ],
 )

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from conftest import write_pairs
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 import train
@@ -82,8 +83,8 @@ def scores_and_counts(group: Group) -> dict[int, Any]:
     return found
 
 
-def gradients(group: Group) -> list[torch.Tensor]:
-    """Of a step with 7 images, which 2 and 3 processes can't share equally."""
+def gradients(group: Group, accumulation_steps: int = 1) -> list[torch.Tensor]:
+    """Of a step with 7 images, which 2 and 3 processes can't share equally, and how often they were exchanged."""
     images, masks = examples(7)
     share = group.shard(7)
     model = network([4, 8])
@@ -91,7 +92,19 @@ def gradients(group: Group) -> list[torch.Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = [(images[share], masks[share])]
-    train.train_fn(batches, shared, optimizer, BCEDiceLoss(), scaler, mean_batch_size=group.mean_batch_size(7))
+    exchanges = []
+    if group.world_size > 1:
+        shared.register_comm_hook(None, lambda _, bucket: exchanges.append(1) or allreduce_hook(None, bucket))
+    train.train_fn(
+        batches,
+        shared,
+        optimizer,
+        BCEDiceLoss(),
+        scaler,
+        mean_batch_size=group.mean_batch_size(7),
+        accumulation_steps=accumulation_steps,
+    )
+    assert len(exchanges) == (group.world_size > 1)  # with the last part alone
     return [weight.grad for weight in model.parameters()]
 
 
@@ -125,6 +138,7 @@ def check(out: Path, data: Path) -> None:
     found = {
         "scores": scores_and_counts(group),
         "gradients": gradients(group),
+        "accumulated": gradients(group, accumulation_steps=4),
         "whole": weights_after_steps(group, interrupted=False),
         "interrupted": weights_after_steps(group, interrupted=True),
         "cache": cache_seen(group, data),
@@ -230,8 +244,9 @@ def test_several_processes_find_what_one_does(processes, data, tmp_path):
             assert theirs[0] == {**fixed, "loss": pytest.approx(fixed["loss"], abs=1e-6)}
             assert torch.equal(theirs[1], counts)
             assert theirs[2] == pytest.approx(loss, abs=1e-6)
-        for one, other in zip(mine["gradients"], gradients_alone, strict=True):
-            torch.testing.assert_close(one, other)
+        for found_gradients in (mine["gradients"], mine["accumulated"]):
+            for one, other in zip(found_gradients, gradients_alone, strict=True):
+                torch.testing.assert_close(one, other)
         assert same(mine["whole"], mine["interrupted"]) and same(mine["whole"], found[0]["whole"])
         assert mine["mean"].tolist() == pytest.approx([0.1, (processes - 1) / 2])
         assert mine["first"] == 0
@@ -284,7 +299,7 @@ def test_bad_input_of_one_process_ends_all_with_one_line(data, arguments, tmp_pa
     words = [*arguments, "--TRAIN_IMG_DIR", tmp_path / "broken", "--CACHE_DIR", "", "--OUT_DIR", tmp_path / "out"]
     done = torchrun(2, ROOT / "train.py", *words)
     ours = done.stderr.partition("torch.distributed")[0]
-    assert done.returncode != 0 and ours.count("train7.jpg: can't be read as a picture") == 1
+    assert done.returncode != 0 and ours.count("train7.jpg: can't be read as an image") == 1
     assert "Traceback" not in ours.partition("torch/distributed/run.py")[0].partition("File ")[0], done.stderr
     assert "another process" not in done.stderr and "gloo" not in done.stderr
 

@@ -292,7 +292,7 @@ def test_good_and_bad_images_mixed(run, trained, tmp_path, capsys):  # case 87
         run_script(lambda: run(images, broken_link, "--SUBMISSION", tmp_path / "submission.csv"))
     output = capsys.readouterr()
     assert stop.value.code == 1 and "5 of 28 images predicted" in output.out
-    named = [line for line in output.err.splitlines() if "can't be read as a picture" in line]
+    named = [line for line in output.err.splitlines() if "can't be read as an image" in line]
     assert [Path(line.partition(": ")[0]).name for line in named] == [f"broken_{i:02d}.jpg" for i in range(20)]
     last = output.err.splitlines()[-1]
     assert last == f"23 of 28 images could not be used; {tmp_path}/submission.csv lacks them"

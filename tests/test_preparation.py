@@ -77,7 +77,7 @@ def test_a_change_of_files_size_or_version_makes_it_anew(tmp_path, monkeypatch):
 def test_a_file_that_breaks_it_off_leaves_nothing_half_written(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(40)])
     (tmp_path / "i/x33.jpg").write_bytes(b"no picture")
-    with pytest.raises(BadInput, match=r"x33\.jpg: can't be read as a picture"):
+    with pytest.raises(BadInput, match=r"x33\.jpg: can't be read as an image"):
         dataset_of(tmp_path)
     assert caches(tmp_path) == []
 
