@@ -13,6 +13,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from dataset import make_transforms
 from losses import BCEDiceLoss, CEDiceLoss
 from model import UNET
 from prepare_data import sample_if_empty
+from support.budget import settle
+from support.checkpoint import CheckpointWriter
 from support.checks import check_run
 from support.device import (
     autocast,
@@ -51,14 +54,15 @@ VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 
-FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net; a quarter of each is a sixteenth of the work
+FEATURES = "auto"  # channels of each level, such as 64 128 256 512, the paper's; auto is what suits device and time
 NUM_CLASSES = 1  # 1 tells foreground from background; with more, masks hold class numbers from 0 up
 IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
 BATCH_SIZE = "auto"  # images per step, over all GPUs; auto is 16 a GPU, or fewer so that an epoch has MIN_STEPS
 MIN_STEPS = 48  # steps per epoch that an automatic BATCH_SIZE leaves a small set, with 2 images each or more
-NUM_EPOCHS = 3  # passes over the training images
+NUM_EPOCHS = "auto"  # passes over the training images; auto is 1,500 steps, or what TIME_LIMIT allows
+TIME_LIMIT = 0.0  # minutes for the whole command; 0 is none. With a limit, a run can't be repeated to the bit
 PROGRESSIVE_RESIZING = 0.5  # share of the run, its beginning, at half the height and width: a quarter of the work
 ACCUMULATION_STEPS = (
     1  # parts that a batch is computed in, one after the other: 4 takes about a quarter of the memory
@@ -88,6 +92,10 @@ def make_model(options: Namespace, group: Group, precision: torch.dtype) -> tupl
     model.to(group.device, memory_format=choose_memory_format(group.device, precision))
     smallest = 2 ** len(options.FEATURES)
     train_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
+    if group.device.type == "cpu" and group.world_size == 1:  # torchrun gives each process its share
+        size = (options.IMAGE_HEIGHT // 2, options.IMAGE_WIDTH // 2) if options.PROGRESSIVE_RESIZING else None
+        size = size or (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+        torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, size))
     if options.COMPILE:  # for each size anew: code for any size gives up the layout of convolutions
         train_model = torch.compile(train_model, dynamic=False)
     return model, train_model
@@ -131,14 +139,15 @@ def train_fn(
     mean_batch_size: float | None = None,
     first_step: int = 0,
     half_size: Callable[[], bool] = lambda: False,
-    after_step: Callable[[Tensor], None] = lambda loss: None,
+    after_step: Callable[[Tensor], bool | None] = lambda loss: None,
     show_bar: bool = True,
 ) -> float:
     """Train for one epoch, or for what is left of it after `first_step`, and return the mean loss.
 
     Each batch is computed in `accumulation_steps` parts, whose gradients add up. If several processes share a
     batch, `mean_batch_size` is the mean number of images that each has of it. `half_size` tells if the next step
-    is trained at half the height and width. `after_step` is called with each step's loss, which is on the device.
+    is trained at half the height and width. `after_step` is called with each step's loss, which is on the device;
+    if it returns True, no time is left for another step.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
@@ -164,10 +173,12 @@ def train_fn(
         scaler.step(optimizer)
         scaler.update()
 
-        after_step(loss)
         total += loss
+        over = after_step(loss)
         if step % 10 == 0 or step == first_step + 1:  # not each time: reading a number from a GPU makes it wait
             loop.set_postfix(loss=total.item() / (step - first_step))
+        if over:
+            break
     return total.item() / max(1, len(loop) - first_step)
 
 
@@ -183,7 +194,8 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     def inspect() -> tuple[dict[str, Any], bool]:
         train, val = (prepare(*pair, size, options.CACHE_DIR, classes) for pair in (folders[:2], folders[2:]))
         batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
-        images = check_run(train, val, options.FEATURES, batch_size)
+        levels = 4 if options.FEATURES == "auto" else len(options.FEATURES)
+        images = check_run(train, val, levels, batch_size)
         return images, bool(train.records and val.records)
 
     images, cached = group.broadcast(inspect)
@@ -208,6 +220,20 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     return *loaders, images
 
 
+def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoader, group: Group, dtype: Any) -> str:
+    """What the run is about to do, in two lines."""
+    batch_size, device = train_loader.batch_sampler.batch_size, group.device
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
+    epochs = "" if math.isinf(options.NUM_EPOCHS) else f"{counted(options.NUM_EPOCHS, 'epoch')} of "
+    limit = f"{options.TIME_LIMIT:g} minutes, " if options.TIME_LIMIT else ""
+    return (
+        f"{counted(len(train_loader.dataset), 'training image')}, {len(val_loader.dataset)} validation images; "
+        f"batches of {batch_size}{group.describe_shards(batch_size)}\n"
+        f"FEATURES {' '.join(map(str, options.FEATURES))}; {limit}{epochs}{counted(len(train_loader), 'step')}; "
+        f"{device} in {str(dtype).removeprefix('torch.')}{threads}"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
@@ -215,34 +241,25 @@ def main(argv: list[str] | None = None) -> None:
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:
         make_deterministic()
-    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-    half = (size[0] + 1) // 2, (size[1] + 1) // 2
-    if min(half) < 2 ** len(options.FEATURES):  # too small for the network
-        options.PROGRESSIVE_RESIZING = 0.0
     train_loader, val_loader, images = load_data(options, group)
     batch_size = train_loader.batch_sampler.batch_size
+    writer = CheckpointWriter(Path(options.OUT_DIR), writes=group.is_main)
+    state = group.broadcast(lambda: writer.saved_state(options.LOAD_MODEL, group.run_id))
+    settle(options, state, group, precision, batch_size, len(train_loader))
 
     model, train_model = make_model(options, group, precision)
-    if device.type == "cpu" and group.world_size == 1:  # torchrun gives each process its share
-        torch.set_num_threads(
-            choose_num_threads(options.NUM_THREADS, model, half if options.PROGRESSIVE_RESIZING else size)
-        )
     loss_fn = CEDiceLoss() if options.NUM_CLASSES > 1 else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     metadata = {"model": model.arguments, "images": images}
-    run = Run(vars(options), train_loader, model, optimizer, scaler, warmup_cosine, metadata, group)
-    run.begin(options.LOAD_MODEL)
+    run = Run(writer, vars(options), train_loader, model, optimizer, scaler, warmup_cosine, metadata, group)
+    run.begin(state)
+    print(describe(options, train_loader, val_loader, group, precision))
 
-    print(
-        f"{counted(len(train_loader.dataset), 'training image')}, {len(val_loader.dataset)} validation images; "
-        f"batches of {batch_size}{group.describe_shards(batch_size)}, "
-        f"{counted(len(train_loader), 'step')} an epoch; {device} in {str(precision).removeprefix('torch.')}, "
-        f"{counted(torch.get_num_threads(), 'thread')}"
-    )
+    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     with explain_limits(f"batches of {batch_size} images of {size[1]}x{size[0]}"), run:
-        while run.epoch < options.NUM_EPOCHS:
-            print(f"epoch {run.epoch + 1} of {options.NUM_EPOCHS}")
+        while not run.is_finished:
+            print(f"epoch {run.epoch + 1}" + ("" if math.isinf(run.num_epochs) else f" of {run.num_epochs}"))
             train_fn(
                 train_loader,
                 train_model,
@@ -258,10 +275,7 @@ def main(argv: list[str] | None = None) -> None:
                 show_bar=group.is_main,
             )
             print(f"mean training loss {run.mean_loss():.4f}")
-            network = model
-            if run.half_size:  # at full size it would look broken until it has seen that
-                print(f"the network sees {half[1]}x{half[0]} so far, and its logits are scaled up")
-                network = AtSize(model, half)
+            network = AtSize(model, run.image_size) if run.half_size else model
             scores = check_accuracy(
                 run.stoppable(val_loader), network, device, loss_fn=loss_fn, precision=precision, group=group
             )

@@ -44,9 +44,6 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self._lock = lock_folder(folder) if writes else None
-        if writes:
-            for part in folder.glob(".*.pth.tar.*.part"):  # of a run that was killed
-                part.unlink(missing_ok=True)
         self.latest = folder / "my_checkpoint.pth.tar"
         self.previous = folder / "previous_checkpoint.pth.tar"
         self.best = folder / "best_checkpoint.pth.tar"
@@ -94,6 +91,16 @@ class CheckpointWriter:
         if free < needed:
             finding = f"{free / 1e9:.2f} GB free, where a run's checkpoints take {needed / 1e9:.2f}"
             raise BadInput(self.latest.parent, finding, "Make room or give another --OUT_DIR")
+
+    def saved_state(self, load_model: bool, run_id: str) -> dict[str, Any] | None:
+        """The checkpoint to resume from: the latest, with `load_model`; otherwise what was saved before torchrun
+        restarted the processes of the same command, which have one `run_id`; or none."""
+        if load_model:
+            return self.read()
+        if run_id and self.latest.exists():
+            state = self.read()
+            return state if state.get("run_id") == run_id else None
+        return None
 
     def read(self) -> dict[str, Any]:
         """The latest checkpoint, or, with a line that says so, the one before where the latest is broken."""

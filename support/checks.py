@@ -6,7 +6,7 @@ and validation together. A refusal names each file; a warning stands for all of 
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from os.path import samefile
 from typing import Any, NamedTuple
 
@@ -26,15 +26,15 @@ class Rule(NamedTuple):
     remedy: str
 
 
-def check_run(train: Prepared, val: Prepared, features: Sequence[int], batch_size: int) -> dict[str, Any]:
+def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int) -> dict[str, Any]:
     """Print what both folders hold, warn of what may be wrong, and return what a checkpoint tells of the images:
     their counts, and a digest of all of them. Raises BadInput with all that is wrong.
 
-    A network halves an image once for each of its `features`, so they say how small it may be.
+    A network halves an image once for each of its `levels`, so they say how small it may be.
     """
-    smallest, size = 2 ** len(features), train.size
+    smallest, size = 2**levels, train.size
     if min(size) < smallest:
-        finding = f"{size[0]} and {size[1]}, which a network of {len(features)} levels shrinks to nothing"
+        finding = f"{size[0]} and {size[1]}, which a network of {levels} levels shrinks to nothing"
         raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {smallest} or more, or fewer FEATURES")
     if samefile(train.image_dir, val.image_dir):
         finding = "the folder of the training images, too"

@@ -10,12 +10,13 @@ from support.errors import BadInput
 
 
 @contextmanager
-def whole_file(path: Path, sync: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, sync: bool = False, shared: bool = False) -> Iterator[Path]:
     """A file to write, which gets the name `path` when all went well and is removed otherwise. With `sync`, it is
-    on the disk by then: otherwise a power cut could leave the new name on an empty file."""
+    on the disk by then: otherwise a power cut could leave the new name on an empty file. A `shared` one may be
+    written by several processes at once."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}{f'.{os.getpid()}' * shared}.part")
     try:
         yield part
         if sync:

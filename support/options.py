@@ -23,11 +23,15 @@ RULES = {
     "BATCH_SIZE": (lambda v: v == "auto" or v >= 1, '1 or more, or "auto"'),
     "MIN_STEPS": (lambda v: v >= 1, "1 or more"),
     "ACCUMULATION_STEPS": (lambda v: v >= 1, "1 or more"),
-    "NUM_EPOCHS": (lambda v: v >= 1, "1 or more"),
+    "NUM_EPOCHS": (lambda v: v == "auto" or v >= 1, '1 or more, or "auto"'),
     "PROGRESSIVE_RESIZING": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "IMAGE_HEIGHT": (lambda v: v == "auto" or v >= 1, "1 or more"),
     "IMAGE_WIDTH": (lambda v: v == "auto" or v >= 1, "1 or more"),
-    "FEATURES": (lambda v: len(v) > 0 and min(v) >= 1, "one or more numbers from 1 up"),
+    "FEATURES": (
+        lambda v: v == "auto" or (len(v) > 0 and all(isinstance(n, int) and n >= 1 for n in v)),
+        'one or more numbers from 1 up, or "auto"',
+    ),
+    "TIME_LIMIT": (lambda v: 0 <= v < math.inf, "minutes, or 0 for none"),
     "NUM_CLASSES": (lambda v: 1 <= v <= 255, "1 for foreground alone, or 2 to 255"),
     "IGNORE_INDEX": (lambda v: 0 <= v <= 255, "0 to 255"),
     "NUM_SAVED_IMAGES": (lambda v: v >= 0, "0 or more"),
@@ -48,6 +52,7 @@ RULES = {
     ),
     "SEED": (lambda v: 0 <= v < 2**63, "0 or more"),
 }
+LISTS = {"FEATURES"}  # constants that take several values, even if the default is "auto"
 RENAMED = {  # options of earlier versions
     "--ACCUMULATE": "--ACCUMULATION_STEPS",
     "--HALF_SIZE_SHARE": "--PROGRESSIVE_RESIZING",
@@ -118,7 +123,8 @@ class ConstantParser(OptionParser):
         self.constants = {n: v for n, v in script.items() if n in meanings and n.isupper()}
         for name, value in self.constants.items():
             meaning = f"{meanings[name]} (default: {value!r})".replace("%", "%%")
-            self.add_argument(f"--{name}", default=value, help=meaning, metavar="", **_conversion(value))
+            conversion = _conversion(value) | ({"nargs": "+"} if name in LISTS else {})
+            self.add_argument(f"--{name}", default=value, help=meaning, metavar="", **conversion)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         words = list(sys.argv[1:] if args is None else args)
@@ -128,6 +134,9 @@ class ConstantParser(OptionParser):
                 if is_flag and following.lower() not in BOOLEANS:
                     words[i] += "=True"
         options = super().parse_args(words, namespace)
+        for name in LISTS & self.constants.keys():
+            if getattr(options, name) == ["auto"]:
+                setattr(options, name, "auto")
         for name in self.constants:
             if name in RULES and not _holds(RULES[name][0], value := getattr(options, name)):
                 raise BadInput(name, f"{value!r} can't be used", f"Give {RULES[name][1]}")

@@ -123,7 +123,7 @@ def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None
     with explain_limits():
         if path is None:
             return [result for _, result in bar]
-        with whole_file(path) as part, open(part, "wb") as file:
+        with whole_file(path, shared=True) as part, open(part, "wb") as file:
             for record, result in bar:
                 results.append(result)
                 if record is not None:
@@ -131,7 +131,7 @@ def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None
         if any(isinstance(result, BadInput) for result in results):
             path.unlink()  # what is wrong isn't remembered: it may be mended by a permission alone
             return results
-        with whole_file(path.with_suffix(".json")) as part:
+        with whole_file(path.with_suffix(".json"), shared=True) as part:
             part.write_text(json.dumps(results), encoding="ascii")
         same_folders, an_hour_ago = path.name.rpartition("_")[0], time.time() - 3600
         for old in path.parent.glob(f"*{same_folders}_*"):

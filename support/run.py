@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from support.budget import BEGAN, progress_of_work, work
 from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted, warn
 from support.files import writable_folder
 from support.logger import Logger
+from support.reading import Size
 from support.workers import ENDINGS
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
@@ -43,6 +45,7 @@ class Run:
 
     def __init__(
         self,
+        writer: CheckpointWriter,
         constants: dict[str, Any],
         loader: DataLoader,
         model: nn.Module,
@@ -54,9 +57,8 @@ class Run:
     ) -> None:
         """`schedule` gives the share of the peak learning rate from the share of the run that is done; `constants`
         are the script's, in force; `metadata` is what else a checkpoint tells: the model's arguments and which
-        images it is trained on. Raises BadInput if OUT_DIR can't be written or another run is at work there."""
-        out_dir = Path(constants["OUT_DIR"])
-        self.writer = CheckpointWriter(out_dir, writes=group.is_main)
+        images it is trained on. Raises BadInput if OUT_DIR can't be written."""
+        out_dir, self.writer = Path(constants["OUT_DIR"]), writer
         self.images_dir = writable_folder(out_dir / "saved_images")
         self.logger = Logger(writable_folder(out_dir / "runs"), constants, enabled=group.is_main)
         self.writer.check_room(model)
@@ -67,6 +69,11 @@ class Run:
         for param_group in optimizer.param_groups:
             param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
         self.num_epochs, self.save_seconds = constants["NUM_EPOCHS"], constants["SAVE_MINUTES"] * 60
+        self.half_share, self.seconds = constants["PROGRESSIVE_RESIZING"], constants["TIME_LIMIT"] * 60
+        self.earlier, self.time_share = 0.0, 0.0  # seconds before a resume; share of the time that has passed
+        self.reserve = self.seconds / 20  # seconds for the last validation, until one has been timed
+        self.last_step = BEGAN
+        self.first_look: tuple[float, ...] | None = None  # when it was, and the work that was done by then
         self.epoch = self.step = 0
         self.loss_sum = torch.zeros((), device=group.device)  # over the epoch's steps
         self.losses: list[Tensor] = []  # of the steps since the last look, left on the device
@@ -84,13 +91,37 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, in [0, 1], whatever the number of steps in its epochs was."""
-        return min(1.0, self.total_steps / (self.num_epochs * len(self.batches)))
+        """The share of the run that is done, in [0, 1], whatever the number of steps in its epochs was: of its
+        steps or, with a TIME_LIMIT, of the steps that the time will be enough for, if these are fewer."""
+        by_steps = self.total_steps / (self.num_epochs * len(self.batches))
+        return min(1.0, max(by_steps, progress_of_work(self.time_share, self.half_share)))
+
+    @property
+    def image_size(self) -> Size:
+        """The size, (height, width), that the network has been trained at last."""
+        constants = self.metadata["constants"]
+        height, width = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
+        return ((height + 1) // 2, (width + 1) // 2) if self.half_size else (height, width)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, with those before it was resumed."""
+        return self.earlier + time.monotonic() - BEGAN
+
+    def _look_at_clock(self) -> None:
+        if self.seconds:
+            share = self.group.broadcast(lambda: self.elapsed / max(1e-9, self.seconds - self.reserve))
+            self.time_share = min(1.0, max(self.time_share, share))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done and validated, or the time is over."""
+        return self.epoch >= self.num_epochs or (self.time_share == 1 and self.step == 0)
 
     @property
     def half_size(self) -> bool:
         """Whether the network has seen nothing but half the height and width so far, in progressive resizing."""
-        return 0 < self.progress <= self.metadata["constants"]["PROGRESSIVE_RESIZING"]
+        return 0 < self.progress <= self.half_share
 
     def _set_learning_rate(self) -> None:
         for param_group in self.optimizer.param_groups:
@@ -112,6 +143,7 @@ class Run:
             "best_dice": self.best_dice,
             "half_size": self.half_size,
             "num_threads": torch.get_num_threads(),
+            "elapsed": self.elapsed,
             "generators": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -123,23 +155,14 @@ class Run:
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
 
-    def begin(self, load_model: bool) -> None:
-        """Resume from the latest checkpoint, with `load_model` or if torchrun restarted the processes of the same
-        command; otherwise move the results of the run before out of the way."""
-        if state := self.group.broadcast(lambda: self._saved_state(load_model)):
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Resume from a saved state; without one, move the results of the run before out of the way."""
+        if state:
             self._resume(state)
         elif self.group.is_main:
             results = ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"]
             if archive := archive_results(self.writer.latest.parent, results):
                 print(f"the results of the run before are now in {archive}")
-
-    def _saved_state(self, load_model: bool) -> dict[str, Any] | None:
-        if load_model:
-            return self.writer.read()
-        if self.group.run_id and self.writer.latest.exists():
-            state = self.writer.read()
-            return state if state.get("run_id") == self.group.run_id else None
-        return None
 
     def _resume(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; from weights alone, or another script's checkpoint, begin anew."""
@@ -152,8 +175,9 @@ class Run:
             self._restore(state, name)
             done = f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
             print(f"{name}: going on after {done}")
-            if self.epoch >= self.num_epochs:
-                print(f"NUM_EPOCHS {self.num_epochs} is reached: give a larger one to train on")
+            if self.is_finished:
+                limit = f"TIME_LIMIT {self.seconds / 60:g}" if self.time_share == 1 else f"NUM_EPOCHS {self.epoch}"
+                print(f"{limit} is reached: give a larger one to train on")
         except BadInput:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -182,6 +206,8 @@ class Run:
         self.losses = list(state["losses"].to(self.group.device)) if share == 1 and "loss_sum" in state else []
         self.loss_sum = share * state.get("loss_sum", state["losses"].sum()).to(self.group.device)
         self.batches.epoch, self.batches.first_batch = self.epoch, self.step
+        self.earlier = state.get("elapsed", 0.0)
+        self._look_at_clock()
         # The optimizer's state comes with the settings that it had: those in force now are the options'.
         for param_group, settings in zip(self.optimizer.param_groups, in_force, strict=True):
             param_group.update(settings)
@@ -199,15 +225,16 @@ class Run:
             if now != value and name != "LOAD_MODEL":
                 print(f"{name} was {value!r} when this run began and is {now!r} now")
 
-    def after_step(self, loss: Tensor) -> None:
+    def after_step(self, loss: Tensor) -> bool:
         """Count the step and set the next one's learning rate; every so many, and whenever something is asked for,
-        look at the losses and save."""
+        look at the losses and save. Returns whether the run's time is over."""
         self.step += 1
+        self._look_at_clock()
         self._set_learning_rate()
         self.losses.append(loss)
         self.loss_sum += loss
         self.clock = self.clock or (self.step, time.perf_counter())
-        look = self.step % LOOK_EVERY == 0 or self.step == len(self.batches)
+        look = self.step % LOOK_EVERY == 0 or self.step == len(self.batches) or self.progress == 1
         number, save = self.asked() if look or self.asks_always else (0, False)
         if look or number or save:
             self.check_losses()
@@ -215,10 +242,24 @@ class Run:
         if look:
             self.record()
             self.losses = []
+            self._tell_time_left()
         if number:
             self.save_and_exit(number)
         if save:
             self.save()
+        self.last_step = time.monotonic()
+        return self.progress == 1
+
+    def _tell_time_left(self) -> None:
+        """Once, after some steps: how long the rest of the training takes."""
+        now, done = time.monotonic(), work(self.progress, self.half_share)
+        if self.first_look is None:
+            self.first_look = now, done
+        elif self.first_look and done > self.first_look[1]:
+            left = (now - self.first_look[0]) / (done - self.first_look[1]) * (1 - done)
+            if self.group.is_main and not self.seconds:
+                tqdm.write(f"about {left / 60:.1f} minutes of training to go")
+            self.first_look = ()
 
     def asked(self) -> tuple[int, bool]:
         """The signal that any process got, or 0, and whether to save: one answer for all processes."""
@@ -245,6 +286,10 @@ class Run:
 
     def stoppable(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of `loader`, for as long as no signal asks to stop."""
+        if self.half_size:
+            print(
+                f"the network has seen {self.image_size[1]}x{self.image_size[0]} so far: its logits are scaled up"
+            )
         for batch in loader:
             if self.signal:
                 break
@@ -255,6 +300,7 @@ class Run:
 
     def finish_epoch(self, dice: float) -> None:
         """Move on to the next epoch and save; the highest validation Dice so far makes the best checkpoint."""
+        self.reserve = max(self.reserve * 0.9, time.monotonic() - self.last_step)  # what a validation takes
         is_best = dice > self.best_dice  # never so for a NaN
         self.best_dice = dice if is_best else self.best_dice
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []

@@ -588,7 +588,7 @@ CASES = [
         50,
         "a last batch of one",
         adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"),
-        "batches of 2, 1 step an epoch",
+        "batches of 2\nFEATURES 4 8; 1 epoch of 1 step;",
     ),
     E(
         50,
@@ -596,7 +596,7 @@ CASES = [
         adding(lambda w: keep(w, 1), "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "7"),
         "IMAGE_HEIGHT and IMAGE_WIDTH: 4 and 7, of which batches of one leave BatchNorm a single pixel",
     ),
-    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "batches of 4, 1 step an epoch"),
+    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "batches of 4\nFEATURES 4 8; 1 epoch of 1 step;"),
     # Constants
     *(
         flags(53, "E", f"--LEARNING_RATE {value}", "can't be used. Give a positive")

@@ -347,7 +347,7 @@ def test_predicting_classes(trained, rendered, tmp_path, capsys):
     for more, message in (
         (
             ["--SUBMISSION", str(tmp_path / "s.csv")],
-            "SUBMISSION: meant for one class, where .* has 3. Leave it out",
+            "SUBMISSION: meant for one class, and .* has 3. Leave it out",
         ),
         (["--THRESHOLD", "0.7"], "THRESHOLD: meant for one class"),
     ):

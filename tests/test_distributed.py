@@ -257,8 +257,8 @@ def test_two_processes_train_as_one(undisturbed, arguments, tmp_path, capsys):
     out, printed = undisturbed
     train.main([*arguments, "--OUT_DIR", str(tmp_path)])
     alone = capsys.readouterr().out
-    assert "12 training images, 5 validation images; batches of 4 (2 in each of 2 processes), 3 steps" in printed
-    assert "12 training images, 5 validation images; batches of 4, 3 steps" in alone
+    assert "12 training images, 5 validation images; batches of 4 (2 in each of 2 processes)\n" in printed
+    assert "12 training images, 5 validation images; batches of 4\nFEATURES 8 16; 12 epochs of 3 steps" in alone
     assert printed.count("mean training loss") == printed.count("5 images at 48x32") == 12
     assert last_dice(printed) > 0.9 and last_dice(printed) == pytest.approx(last_dice(alone), abs=0.03)
     assert sorted(path.name for path in out.rglob("*.png")) == sorted(path.name for path in tmp_path.rglob("*.png"))

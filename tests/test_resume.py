@@ -42,7 +42,7 @@ def everything(folder: Path) -> dict[str, Any]:
 
     for file in ("my_checkpoint.pth.tar", "best_checkpoint.pth.tar"):
         state = read_checkpoint(folder / file)
-        flatten(file, {name: value for name, value in state.items() if name != "constants"})
+        flatten(file, {name: value for name, value in state.items() if name not in ("constants", "elapsed")})
     for path in sorted((folder / "saved_images").rglob("*")):
         if path.is_file():
             found[str(path.relative_to(folder))] = path.read_bytes()

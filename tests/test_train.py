@@ -75,7 +75,9 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
     mask = np.asarray(Image.open(tmp_path / "saved_images/epoch_002" / pictures[1]))
     assert mask.shape == (32, 48) and set(np.unique(mask)) <= {0, 255}
     printed = capsys.readouterr().out
-    assert "12 training images, 5 validation images; batches of 2, 6 steps an epoch" in printed
+    assert (
+        "12 training images, 5 validation images; batches of 2\nFEATURES 4 8; 2 epochs of 6 steps; cpu" in printed
+    )
     assert printed.count("5 images at 48x32: dice 0.") == 2
 
 
@@ -179,7 +181,7 @@ def test_a_run_with_other_steps_an_epoch_goes_on_at_the_same_share_of_it(folders
 def test_until_it_has_seen_the_full_size_a_network_is_validated_at_half(folders, tmp_path, capsys):
     train.main(folders + out(tmp_path, "--NUM_EPOCHS", "4", "--FEATURES", "8", "16"))
     printed = capsys.readouterr().out
-    assert printed.count("the network sees 24x16 so far, and its logits are scaled up") == 2
+    assert printed.count("the network has seen 24x16 so far: its logits are scaled up") == 2
     assert printed.index("epoch 2 of 4") < printed.rindex("24x16") < printed.index("epoch 3 of 4")
     scores = [float(part.partition(",")[0]) for part in printed.split(": dice ")[1:]]
     assert len(scores) == 4 and printed.count("5 images at 48x32: dice") == 4

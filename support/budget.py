@@ -1,0 +1,91 @@
+"""What fits into the time: how wide a network, how many epochs, and how much of a run is done."""
+
+import math
+import time
+from argparse import Namespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from model import UNET
+from support.device import autocast
+from support.distributed import Group
+from support.reading import Size
+
+BEGAN = time.monotonic()  # of the command, but for the interpreter's start
+STEPS = 1500  # of a run: steps are what is scarce, not weights (the table in benchmarks/RESULTS.md)
+WIDTHS = (8, 16, 32, 64)  # channels of the first of four levels; each next level has twice as many
+HALF_SIZE_WORK = 0.25  # of a step at half the height and width
+
+
+def choose_features(
+    device: torch.device, precision: torch.dtype, size: Size, batch: int, seconds: float
+) -> list[int]:
+    """Channels of each level. Without a limit (0 seconds) a CPU gets an eighth of the paper's, and a GPU all of
+    them; otherwise it is the widest network that does STEPS steps in these seconds, judged by a few steps of
+    each."""
+    chosen = WIDTHS[0] if device.type == "cpu" else WIDTHS[-1]
+    if seconds:
+        chosen = WIDTHS[0]
+        for width in WIDTHS:
+            model = UNET(features=[width * 2**level for level in range(4)]).to(device)
+            if STEPS * time_step(model, precision, size, batch) > seconds:
+                break
+            chosen = width
+    return [chosen * 2**level for level in range(4)]
+
+
+def settle(
+    options: Namespace, state: dict[str, Any] | None, group: Group, precision: torch.dtype, batch: int, steps: int
+) -> None:
+    """Give FEATURES and NUM_EPOCHS their values if they are "auto": those of the `state` that is resumed, or what
+    suits `steps` an epoch of `batch` images and the time that is left. Progressive resizing ends if half is too
+    small."""
+    size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH
+
+    def choose() -> tuple[list[int], float]:
+        saved = (state or {}).get("constants", {})
+        features, epochs = options.FEATURES, options.NUM_EPOCHS
+        if features == "auto":
+            known = (state or {}).get("model", {}).get("features")
+            seconds = options.TIME_LIMIT * 60 and max(1.0, options.TIME_LIMIT * 60 - (time.monotonic() - BEGAN))
+            seconds /= 1 - (1 - HALF_SIZE_WORK) * options.PROGRESSIVE_RESIZING  # of steps at full size
+            features = known or choose_features(group.device, precision, size, batch, seconds)
+        if epochs == "auto":
+            epochs = math.inf if options.TIME_LIMIT else saved.get("NUM_EPOCHS") or max(3, round(STEPS / steps))
+        return features, epochs
+
+    options.FEATURES, options.NUM_EPOCHS = group.broadcast(choose)
+    if min(size) < 2 * 2 ** len(options.FEATURES):
+        options.PROGRESSIVE_RESIZING = 0.0
+
+
+def time_step(model: nn.Module, precision: torch.dtype, size: Size, batch: int) -> float:
+    """Seconds of a training step with `batch` images of `size`, the faster of two after one to warm up."""
+    device = next(model.parameters()).device
+    images = torch.rand(batch, next(model.parameters()).shape[1], *size, generator=torch.Generator()).to(device)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with autocast(device, precision):
+            loss = model(images).float().sum()
+        loss.backward()
+        float(next(model.parameters()).grad.sum())  # a GPU is waited for
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def work(progress: float, half_share: float) -> float:
+    """The share of a run's work that is done with a share `progress` of its steps, the first `half_share` of which
+    are at half the height and width."""
+    total = HALF_SIZE_WORK * half_share + 1 - half_share
+    return (HALF_SIZE_WORK * min(progress, half_share) + max(0.0, progress - half_share)) / total
+
+
+def progress_of_work(share: float, half_share: float) -> float:
+    """The share of the steps that is done with a share of the work: the inverse of `work`."""
+    total = HALF_SIZE_WORK * half_share + 1 - half_share
+    first = HALF_SIZE_WORK * half_share
+    done = share * total
+    return done / HALF_SIZE_WORK if done < first else half_share + done - first
