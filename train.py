@@ -45,7 +45,7 @@ from support.preparation import prepare
 from support.reading import Classes
 from support.run import Run
 from support.visualize import update_page
-from utils import AtSize, check_accuracy, choose_images, get_loaders, save_predictions_as_imgs
+from utils import AtSize, Scores, check_accuracy, choose_images, get_loaders, save_predictions_as_imgs
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
@@ -234,6 +234,17 @@ def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoade
     )
 
 
+def show_epoch(
+    run: Run, scores: Scores, loader: DataLoader, network: nn.Module, num_images: int, precision: torch.dtype
+) -> None:
+    """Draw the predictions of an epoch, add them to the page, and log its scores."""
+    folder, device = run.images_dir / f"epoch_{run.epoch + 1:03d}", run.group.device
+    indices = choose_images(scores.images, num_images)
+    rows = save_predictions_as_imgs(loader, network, folder, device, indices=indices, precision=precision)
+    update_page(run.images_dir, run.epoch + 1, rows)
+    run.logger.add("val", run.total_steps, scores, folder / "grid.png")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
@@ -279,14 +290,8 @@ def main(argv: list[str] | None = None) -> None:
             scores = check_accuracy(
                 run.stoppable(val_loader), network, device, loss_fn=loss_fn, precision=precision, group=group
             )
-            epoch_dir = run.images_dir / f"epoch_{run.epoch + 1:03d}"
             if group.is_main:
-                indices = choose_images(scores.images, options.NUM_SAVED_IMAGES)
-                rows = save_predictions_as_imgs(
-                    val_loader, network, epoch_dir, device, indices=indices, precision=precision
-                )
-                update_page(run.images_dir, run.epoch + 1, rows)
-            run.logger.add("val", run.total_steps, scores, epoch_dir / "grid.png")
+                show_epoch(run, scores, val_loader, network, options.NUM_SAVED_IMAGES, precision)
             run.finish_epoch(scores["dice"])
 
 

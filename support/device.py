@@ -38,7 +38,7 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         reason = "no such device" if reason.startswith("Expected one of") else reason
-        raise BadInput(f"DEVICE {name}", f"not to be had here ({reason})", 'Use "auto" or "cpu"') from error
+        raise BadInput(f"DEVICE {name}", f"not available here ({reason})", 'Use "auto" or "cpu"') from error
     return device
 
 

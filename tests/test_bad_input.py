@@ -616,7 +616,7 @@ CASES = [
     flags(56, "E", "--BATCHSIZE 8", "--BATCHSIZE: no such option. Perhaps you meant --BATCH_SIZE."),
     flags(56, "E", "--ACCUMULATE 4", "--ACCUMULATE: has another name now. Give --ACCUMULATION_STEPS."),
     flags(57, "E", "--MIN_STEPS many", "MIN_STEPS: invalid int value: 'many'. --help lists"),
-    flags(58, "E", "--DEVICE cuda:99", "DEVICE cuda:99: not to be had here ("),
+    flags(58, "E", "--DEVICE cuda:99", "DEVICE cuda:99: not available here ("),
     flags(
         59, "W", "--DEVICE cpu --PRECISION float16", "PRECISION float16: cpu does not have it in hardware. This run"
     ),

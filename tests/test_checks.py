@@ -1,5 +1,7 @@
 """What a whole folder can have wrong: masks that vanish when scaled, orientations that sizes don't tell."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +44,10 @@ def test_a_run_on_vanished_masks_is_refused_before_it_scores_1(tmp_path):
     names = ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR")
     words = [word for name, folder in zip(names, dirs, strict=True) for word in (f"--{name}", folder)]
     small = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "--CACHE_DIR", ""]
-    with pytest.raises(BadInput, match="nothing is left of 3 of 3 masks at 48x32"):
-        train.main([*words, *small, "--OUT_DIR", str(tmp_path / "out")])
+    command = [sys.executable, train.__file__, *words, *small, "--OUT_DIR", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "nothing is left of 3 of 3 masks at 48x32" in done.stderr and "epoch 1" not in done.stdout
     assert not (tmp_path / "out").exists()  # a refused run leaves nothing
 
 
