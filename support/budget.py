@@ -16,7 +16,7 @@ from support.reading import Size
 BEGAN = time.monotonic()  # of the command, but for the interpreter's start
 STEPS = 1500  # of a run: steps are what is scarce, not weights (the table in benchmarks/RESULTS.md)
 WIDTHS = (8, 16, 32, 64)  # channels of the first of four levels; each next level has twice as many
-HALF_SIZE_WORK = 0.25  # of a step at half the height and width
+HALF_SIZE_WORK = 0.35  # of a step at half the height and width: a quarter of the pixels, and what each step costs
 
 
 def choose_features(
@@ -89,3 +89,41 @@ def progress_of_work(share: float, half_share: float) -> float:
     first = HALF_SIZE_WORK * half_share
     done = share * total
     return done / HALF_SIZE_WORK if done < first else half_share + done - first
+
+
+class Clock:
+    """The time of a run: with a limit of so many `seconds` (0 is none), the `share` of it that has passed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.share = seconds, 0.0
+        self.earlier = 0.0  # seconds before the run was resumed
+        self.reserve = seconds / 20  # for the last validation, until one has been timed
+        self.last_look = BEGAN
+        self.first_work: tuple[float, float] | None = None  # some work that was done, and when
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, with those before it was resumed."""
+        return self.earlier + time.monotonic() - BEGAN
+
+    def look(self, group: Group) -> None:
+        """Note the time after a step. Of several processes, the first one's clock counts."""
+        self.last_look = time.monotonic()
+        if self.seconds:
+            share = group.broadcast(lambda: self.elapsed / max(1e-9, self.seconds - self.reserve))
+            self.share = min(1.0, max(self.share, share))
+
+    def end_validation(self) -> None:
+        """Note how long a validation took: the last one has to fit in, too."""
+        self.reserve = max(0.9 * self.reserve, time.monotonic() - self.last_look)
+
+    def minutes_left(self, done: float) -> float | None:
+        """Without a limit, at the second look at the share of the work that is `done`: what the rest of it
+        takes."""
+        now, first = time.monotonic(), self.first_work
+        if first is None:
+            self.first_work = done, now
+        elif not self.seconds and first[0] < done < 1:
+            self.first_work = math.inf, now
+            return (now - first[1]) / (done - first[0]) * (1 - done) / 60
+        return None

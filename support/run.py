@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from support.budget import BEGAN, progress_of_work, work
+from support.budget import Clock, progress_of_work, work
 from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted, warn
@@ -69,11 +69,7 @@ class Run:
         for param_group in optimizer.param_groups:
             param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
         self.num_epochs, self.save_seconds = constants["NUM_EPOCHS"], constants["SAVE_MINUTES"] * 60
-        self.half_share, self.seconds = constants["PROGRESSIVE_RESIZING"], constants["TIME_LIMIT"] * 60
-        self.earlier, self.time_share = 0.0, 0.0  # seconds before a resume; share of the time that has passed
-        self.reserve = self.seconds / 20  # seconds for the last validation, until one has been timed
-        self.last_step = BEGAN
-        self.first_look: tuple[float, ...] | None = None  # when it was, and the work that was done by then
+        self.half_share, self.clock = constants["PROGRESSIVE_RESIZING"], Clock(constants["TIME_LIMIT"] * 60)
         self.epoch = self.step = 0
         self.loss_sum = torch.zeros((), device=group.device)  # over the epoch's steps
         self.losses: list[Tensor] = []  # of the steps since the last look, left on the device
@@ -81,7 +77,7 @@ class Run:
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.asks_always = group.world_size == 1 or group.device.type == "cpu"  # GPUs would wait for each other
         self.last_save = time.monotonic()
-        self.clock: tuple[int, float] | None = None  # a step of this epoch and when it was done
+        self.last_record: tuple[int, float] | None = None  # a step of this epoch and when it was done
         self._set_learning_rate()
 
     @property
@@ -94,7 +90,7 @@ class Run:
         """The share of the run that is done, in [0, 1], whatever the number of steps in its epochs was: of its
         steps or, with a TIME_LIMIT, of the steps that the time will be enough for, if these are fewer."""
         by_steps = self.total_steps / (self.num_epochs * len(self.batches))
-        return min(1.0, max(by_steps, progress_of_work(self.time_share, self.half_share)))
+        return min(1.0, max(by_steps, progress_of_work(self.clock.share, self.half_share)))
 
     @property
     def image_size(self) -> Size:
@@ -104,19 +100,9 @@ class Run:
         return ((height + 1) // 2, (width + 1) // 2) if self.half_size else (height, width)
 
     @property
-    def elapsed(self) -> float:
-        """Seconds that the run has taken, with those before it was resumed."""
-        return self.earlier + time.monotonic() - BEGAN
-
-    def _look_at_clock(self) -> None:
-        if self.seconds:
-            share = self.group.broadcast(lambda: self.elapsed / max(1e-9, self.seconds - self.reserve))
-            self.time_share = min(1.0, max(self.time_share, share))
-
-    @property
     def is_finished(self) -> bool:
         """Whether all epochs are done and validated, or the time is over."""
-        return self.epoch >= self.num_epochs or (self.time_share == 1 and self.step == 0)
+        return self.epoch >= self.num_epochs or (self.clock.share == 1 and self.step == 0)
 
     @property
     def half_size(self) -> bool:
@@ -143,7 +129,7 @@ class Run:
             "best_dice": self.best_dice,
             "half_size": self.half_size,
             "num_threads": torch.get_num_threads(),
-            "elapsed": self.elapsed,
+            "elapsed": self.clock.elapsed,
             "generators": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -176,7 +162,9 @@ class Run:
             done = f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
             print(f"{name}: going on after {done}")
             if self.is_finished:
-                limit = f"TIME_LIMIT {self.seconds / 60:g}" if self.time_share == 1 else f"NUM_EPOCHS {self.epoch}"
+                limit = f"NUM_EPOCHS {self.epoch}"
+                if self.clock.share == 1:
+                    limit = f"TIME_LIMIT {self.clock.seconds / 60:g}"
                 print(f"{limit} is reached: give a larger one to train on")
         except BadInput:
             raise
@@ -206,8 +194,8 @@ class Run:
         self.losses = list(state["losses"].to(self.group.device)) if share == 1 and "loss_sum" in state else []
         self.loss_sum = share * state.get("loss_sum", state["losses"].sum()).to(self.group.device)
         self.batches.epoch, self.batches.first_batch = self.epoch, self.step
-        self.earlier = state.get("elapsed", 0.0)
-        self._look_at_clock()
+        self.clock.earlier = state.get("elapsed", 0.0)
+        self.clock.look(self.group)
         # The optimizer's state comes with the settings that it had: those in force now are the options'.
         for param_group, settings in zip(self.optimizer.param_groups, in_force, strict=True):
             param_group.update(settings)
@@ -229,11 +217,11 @@ class Run:
         """Count the step and set the next one's learning rate; every so many, and whenever something is asked for,
         look at the losses and save. Returns whether the run's time is over."""
         self.step += 1
-        self._look_at_clock()
+        self.clock.look(self.group)
         self._set_learning_rate()
         self.losses.append(loss)
         self.loss_sum += loss
-        self.clock = self.clock or (self.step, time.perf_counter())
+        self.last_record = self.last_record or (self.step, time.perf_counter())
         look = self.step % LOOK_EVERY == 0 or self.step == len(self.batches) or self.progress == 1
         number, save = self.asked() if look or self.asks_always else (0, False)
         if look or number or save:
@@ -242,24 +230,14 @@ class Run:
         if look:
             self.record()
             self.losses = []
-            self._tell_time_left()
+            minutes = self.clock.minutes_left(work(self.progress, self.half_share))
+            if minutes is not None and self.group.is_main:
+                tqdm.write(f"about {minutes:.1f} minutes of training to go")
         if number:
             self.save_and_exit(number)
         if save:
             self.save()
-        self.last_step = time.monotonic()
         return self.progress == 1
-
-    def _tell_time_left(self) -> None:
-        """Once, after some steps: how long the rest of the training takes."""
-        now, done = time.monotonic(), work(self.progress, self.half_share)
-        if self.first_look is None:
-            self.first_look = now, done
-        elif self.first_look and done > self.first_look[1]:
-            left = (now - self.first_look[0]) / (done - self.first_look[1]) * (1 - done)
-            if self.group.is_main and not self.seconds:
-                tqdm.write(f"about {left / 60:.1f} minutes of training to go")
-            self.first_look = ()
 
     def asked(self) -> tuple[int, bool]:
         """The signal that any process got, or 0, and whether to save: one answer for all processes."""
@@ -275,9 +253,9 @@ class Run:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "scale": self.scaler.get_scale(),
         }
-        if steps := self.step - self.clock[0]:
-            values["images_per_s"] = steps * self.batches.batch_size / (now - self.clock[1])
-        self.clock = self.step, now
+        if steps := self.step - self.last_record[0]:
+            values["images_per_s"] = steps * self.batches.batch_size / (now - self.last_record[1])
+        self.last_record = self.step, now
         self.logger.add("train", self.total_steps, values)
 
     def mean_loss(self) -> float:
@@ -300,12 +278,12 @@ class Run:
 
     def finish_epoch(self, dice: float) -> None:
         """Move on to the next epoch and save; the highest validation Dice so far makes the best checkpoint."""
-        self.reserve = max(self.reserve * 0.9, time.monotonic() - self.last_step)  # what a validation takes
+        self.clock.end_validation()
         is_best = dice > self.best_dice  # never so for a NaN
         self.best_dice = dice if is_best else self.best_dice
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         self.loss_sum = torch.zeros_like(self.loss_sum)
-        self.clock = None
+        self.last_record = None
         self.save(is_best)
         number, _ = self.asked()
         if number:
