@@ -95,7 +95,7 @@ def make_model(options: Namespace, group: Group, precision: torch.dtype) -> tupl
     if group.device.type == "cpu" and group.world_size == 1:  # torchrun gives each process its share
         size = (options.IMAGE_HEIGHT // 2, options.IMAGE_WIDTH // 2) if options.PROGRESSIVE_RESIZING else None
         size = size or (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-        torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, size))
+        torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, precision, size))
     if options.COMPILE:  # for each size anew: code for any size gives up the layout of convolutions
         train_model = torch.compile(train_model, dynamic=False)
     return model, train_model

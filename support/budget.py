@@ -6,10 +6,9 @@ from argparse import Namespace
 from typing import Any
 
 import torch
-from torch import nn
 
 from model import UNET
-from support.device import autocast
+from support.device import time_step
 from support.distributed import Group
 from support.reading import Size
 
@@ -59,21 +58,6 @@ def settle(
     options.FEATURES, options.NUM_EPOCHS = group.broadcast(choose)
     if min(size) < 2 * 2 ** len(options.FEATURES):
         options.PROGRESSIVE_RESIZING = 0.0
-
-
-def time_step(model: nn.Module, precision: torch.dtype, size: Size, batch: int) -> float:
-    """Seconds of a training step with `batch` images of `size`, the faster of two after one to warm up."""
-    device = next(model.parameters()).device
-    images = torch.rand(batch, next(model.parameters()).shape[1], *size, generator=torch.Generator()).to(device)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        with autocast(device, precision):
-            loss = model(images).float().sum()
-        loss.backward()
-        float(next(model.parameters()).grad.sum())  # a GPU is waited for
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
 
 
 def work(progress: float, half_share: float) -> float:

@@ -89,23 +89,31 @@ def choose_memory_format(device: torch.device, precision: torch.dtype) -> torch.
     return torch.contiguous_format if slower else torch.channels_last
 
 
-def choose_num_threads(number: int | str, model: nn.Module, size: Size) -> int:
+def time_step(model: nn.Module, precision: torch.dtype, size: Size, batch: int) -> float:
+    """Seconds of a training step with `batch` images of `size`, the faster of two after one to warm up."""
+    device = next(model.parameters()).device
+    images = torch.rand(batch, next(model.parameters()).shape[1], *size, generator=torch.Generator()).to(device)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with autocast(device, precision):
+            loss = model(images).float().sum()
+        loss.backward()
+        float(next(model.parameters()).grad.sum())  # a GPU is waited for
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def choose_num_threads(number: int | str, model: nn.Module, precision: torch.dtype, size: Size) -> int:
     """Threads for a CPU to train `model` with. "auto" times a few steps on images of `size` with all and with one,
     and is the faster: beside other work on the same cores, two threads that wait for each other can take six times
     as long as one. The number changes how sums are rounded, and so the weights in their last digits."""
     if number != "auto":
         return int(number)
-    model, seconds = copy.deepcopy(model).train(), {}
-    images = torch.rand(2, next(model.parameters()).shape[1], *size, generator=torch.Generator())
-    chosen = torch.get_num_threads()
-    for threads in {chosen, 1}:
+    model, chosen, seconds = copy.deepcopy(model).train(), torch.get_num_threads(), {}
+    for threads in (chosen, 1):
         torch.set_num_threads(threads)
-        times = []
-        for _ in range(4):
-            began = time.perf_counter()
-            model(images).sum().backward()
-            times.append(time.perf_counter() - began)
-        seconds[threads] = sorted(times)[1]  # the first makes buffers, and one may have been disturbed
+        seconds[threads] = time_step(model, precision, size, batch=2)
     torch.set_num_threads(chosen)
     return min(seconds, key=seconds.get)
 
