@@ -27,7 +27,7 @@ from losses import BCEDiceLoss, CEDiceLoss
 from model import UNET
 from prepare_data import sample_if_empty
 from support.budget import settle
-from support.checkpoint import CheckpointWriter
+from support.checkpoint import CheckpointWriter, read_checkpoint, start_from
 from support.checks import check_run
 from support.device import (
     autocast,
@@ -38,10 +38,11 @@ from support.device import (
     make_deterministic,
 )
 from support.distributed import Group, end_together, init_distributed
-from support.errors import counted, explain_limits, run_script
+from support.errors import BadInput, counted, explain_limits, run_script
 from support.muon import Muon
 from support.options import ConstantParser
 from support.preparation import prepare
+from support.pretrained import load_pretrained
 from support.reading import Classes
 from support.run import Run
 from support.visualize import update_page
@@ -55,6 +56,9 @@ IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 
 FEATURES = "auto"  # channels of each level, such as 64 128 256 512, the paper's; auto is what suits device and time
+ENCODER = ""  # one of timm's networks, with ImageNet's weights, for the way down; "" trains all from scratch
+ENCODER_WEIGHTS = ""  # a file of its weights; "" fetches them
+START_FROM = ""  # a checkpoint whose weights a new run begins with: of other images, sizes or classes
 NUM_CLASSES = 1  # 1 tells foreground from background; with more, masks hold class numbers from 0 up
 IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
@@ -85,10 +89,26 @@ OUT_DIR = "."  # folder of my_checkpoint.pth.tar, saved_images/ and runs/
 NUM_SAVED_IMAGES = 8  # validation images to draw after each epoch: half the same ones, half the worst
 
 
-def make_model(options: Namespace, group: Group, precision: torch.dtype) -> tuple[UNET, nn.Module]:
-    """The network, and the same network as training calls it: one of several processes, compiled."""
+def make_model(
+    options: Namespace,
+    group: Group,
+    precision: torch.dtype,
+    state: dict[str, Any] | None = None,
+    start: dict[str, Any] | None = None,
+) -> tuple[UNET, nn.Module]:
+    """The network with its first weights, and the same network as training calls it: one of several processes,
+    compiled. A resumed run brings its weights in `state`; a new one has those of the checkpoint to `start` from,
+    ImageNet's in its encoder, or random ones."""
     torch.manual_seed(options.SEED)
-    model = UNET(in_channels=3, out_channels=options.NUM_CLASSES, features=options.FEATURES)
+    try:
+        model = UNET(3, options.NUM_CLASSES, options.FEATURES, options.ENCODER or None)
+    except (ValueError, ImportError) as error:
+        raise BadInput("ENCODER", str(error), "Give another of timm's networks, or FEATURES that fit") from error
+    if start:
+        start_from(start, model, name=options.START_FROM)
+    elif options.ENCODER and not state:
+        with group.main_first():
+            load_pretrained(model.encoder, options.ENCODER, options.ENCODER_WEIGHTS)
     model.to(group.device, memory_format=choose_memory_format(group.device, precision))
     smallest = 2 ** len(options.FEATURES)
     train_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
@@ -104,10 +124,14 @@ def make_model(options: Namespace, group: Group, precision: torch.dtype) -> tupl
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     """Muon for all parameters: at the full rate for convolutions, whose updates it makes orthogonal; at 3 % of it
     for biases and BatchNorm, each of whose numbers it changes by the rate."""
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    pretrained = list(model.encoder.parameters()) if hasattr(model, "encoder") else []
+    new = [parameter for parameter in model.parameters() if all(parameter is not other for other in pretrained)]
+    weights = [parameter for parameter in new if parameter.ndim > 1]
+    vectors = [parameter for parameter in new if parameter.ndim == 1]
     transposed = [module.weight for module in model.modules() if isinstance(module, nn.ConvTranspose2d)]
     groups = [{"params": weights}, {"params": vectors, "lr": 0.03 * learning_rate}]
+    if pretrained:  # its weights are good already
+        groups.append({"params": pretrained, "lr": 0.003 * learning_rate, "orthogonal": False})
     return Muon(groups, learning_rate, transposed=transposed)
 
 
@@ -256,9 +280,10 @@ def main(argv: list[str] | None = None) -> None:
     batch_size = train_loader.batch_sampler.batch_size
     writer = CheckpointWriter(Path(options.OUT_DIR), writes=group.is_main)
     state = group.broadcast(lambda: writer.saved_state(options.LOAD_MODEL, group.run_id))
-    settle(options, state, group, precision, batch_size, len(train_loader))
+    start = read_checkpoint(options.START_FROM) if options.START_FROM and not state else None
+    settle(options, state, start, group, precision, batch_size, len(train_loader))
 
-    model, train_model = make_model(options, group, precision)
+    model, train_model = make_model(options, group, precision, state, start)
     loss_fn = CEDiceLoss() if options.NUM_CLASSES > 1 else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

@@ -7,23 +7,28 @@ from typing import Any
 
 import torch
 
-from model import UNET
+from model import UNET, Encoder, unet_arguments
+from support.checkpoint import plain_weights
 from support.device import time_step
 from support.distributed import Group
+from support.errors import BadInput
 from support.reading import Size
 
 BEGAN = time.monotonic()  # of the command, but for the interpreter's start
 STEPS = 1500  # of a run: steps are what is scarce, not weights (the table in benchmarks/RESULTS.md)
+ENCODER_WIDTH = 8  # of the first level, with an encoder
 WIDTHS = (8, 16, 32, 64)  # channels of the first of four levels; each next level has twice as many
 HALF_SIZE_WORK = 0.35  # of a step at half the height and width: a quarter of the pixels, and what each step costs
 
 
 def choose_features(
-    device: torch.device, precision: torch.dtype, size: Size, batch: int, seconds: float
+    device: torch.device, precision: torch.dtype, size: Size, batch: int, seconds: float, encoder: str = ""
 ) -> list[int]:
     """Channels of each level. Without a limit (0 seconds) a CPU gets an eighth of the paper's, and a GPU all of
     them; otherwise it is the widest network that does STEPS steps in these seconds, judged by a few steps of
-    each."""
+    each. With an encoder their number matters little."""
+    if encoder:
+        return [ENCODER_WIDTH * 2**level for level in range(Encoder(encoder).levels)]
     chosen = WIDTHS[0] if device.type == "cpu" else WIDTHS[-1]
     if seconds:
         chosen = WIDTHS[0]
@@ -36,26 +41,38 @@ def choose_features(
 
 
 def settle(
-    options: Namespace, state: dict[str, Any] | None, group: Group, precision: torch.dtype, batch: int, steps: int
+    options: Namespace,
+    state: dict[str, Any] | None,
+    start: dict[str, Any] | None,
+    group: Group,
+    precision: torch.dtype,
+    batch: int,
+    steps: int,
 ) -> None:
-    """Give FEATURES and NUM_EPOCHS their values if they are "auto": those of the `state` that is resumed, or what
-    suits `steps` an epoch of `batch` images and the time that is left. Progressive resizing ends if half is too
-    small."""
+    """Give FEATURES and NUM_EPOCHS their values if they are "auto": those of the `state` that is resumed or of the
+    checkpoint to `start` from, or what suits `steps` an epoch of `batch` images and the time that is left.
+    Progressive resizing ends if half is too small."""
     size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH
 
     def choose() -> tuple[list[int], float]:
-        saved = (state or {}).get("constants", {})
-        features, epochs = options.FEATURES, options.NUM_EPOCHS
+        features, epochs, known = options.FEATURES, options.NUM_EPOCHS, state or start
+        if features == "auto" and known:
+            features = (known.get("model") or unet_arguments(plain_weights(known)))["features"]
         if features == "auto":
-            known = (state or {}).get("model", {}).get("features")
             seconds = options.TIME_LIMIT * 60 and max(1.0, options.TIME_LIMIT * 60 - (time.monotonic() - BEGAN))
             seconds /= 1 - (1 - HALF_SIZE_WORK) * options.PROGRESSIVE_RESIZING  # of steps at full size
-            features = known or choose_features(group.device, precision, size, batch, seconds)
+            features = choose_features(group.device, precision, size, batch, seconds, options.ENCODER)
         if epochs == "auto":
-            epochs = math.inf if options.TIME_LIMIT else saved.get("NUM_EPOCHS") or max(3, round(STEPS / steps))
+            saved = (state or {}).get("constants", {}).get("NUM_EPOCHS")
+            epochs = math.inf if options.TIME_LIMIT else saved or max(3, round(STEPS / steps))
         return features, epochs
 
-    options.FEATURES, options.NUM_EPOCHS = group.broadcast(choose)
+    try:
+        options.FEATURES, options.NUM_EPOCHS = group.broadcast(choose)
+    except (ValueError, ImportError) as error:
+        raise BadInput("ENCODER", str(error), "Give another of timm's networks") from error
+    except KeyError as error:
+        raise BadInput(options.START_FROM, f"not a U-Net of model.py: no weight {error}", "Use another") from error
     if min(size) < 2 * 2 ** len(options.FEATURES):
         options.PROGRESSIVE_RESIZING = 0.0
 

@@ -196,9 +196,10 @@ def load_checkpoint(
     ]
     if differences:
         finding = f"made for another model: {'; '.join(differences[:3])} ({len(differences)} differences in all)"
-        remedy = "Give the FEATURES and NUM_CLASSES that it was made with"
+        remedy = "Give the FEATURES, ENCODER and NUM_CLASSES that it was made with"
         if made := checkpoint.get("model"):
-            remedy += f": {' '.join(map(str, made['features']))} and {made['out_channels']}"
+            features, encoder = " ".join(map(str, made["features"])), made.get("encoder") or '""'
+            remedy += f": {features}, {encoder} and {made['out_channels']}"
         raise BadInput(name, finding, remedy)
     if not all_finite(weights):
         raise BadInput(name, "its weights are not finite", "Use an earlier one")
@@ -207,6 +208,16 @@ def load_checkpoint(
             raise BadInput(name, "made by another optimizer", "Use the one it was made with")
         optimizer.load_state_dict(checkpoint["optimizer"])
     model.load_state_dict(weights)
+
+
+def start_from(checkpoint: dict[str, Any], model: nn.Module, *, name: str) -> None:
+    """Put a checkpoint's weights into `model`, whose head keeps its own if it has another number of classes. Prints
+    how many. Raises BadInput as `load_checkpoint` does."""
+    weights, own = plain_weights(checkpoint), model.state_dict()
+    new = [key for key in own if key.startswith("final_conv.") and _shape(weights.get(key)) != _shape(own[key])]
+    weights |= {key: own[key] for key in new}
+    load_checkpoint({**checkpoint, "state_dict": weights}, model, name=name)
+    print(f"{name}: {len(own) - len(new)} of {len(own)} tensors taken{'; final_conv starts anew' if new else ''}")
 
 
 def plain_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ class Muon(torch.optim.Optimizer):
     A weight is a matrix of outputs by inputs. Its gradient is large in a few directions and small in all others,
     and so are Adam's updates; Muon's are equally large in each. An update changes a unit's output by about `lr`,
     however many inputs it has, so one rate suits layers of all sizes. A vector (a bias, BatchNorm's) is updated by
-    its signs.
+    its signs, and so is everything in a group with `orthogonal` False.
 
     `transposed` are the weights of nn.ConvTranspose2d, whose first axis is their inputs.
     """
@@ -39,10 +39,11 @@ class Muon(torch.optim.Optimizer):
             else:  # a GPU likes few launches
                 batches = [[p for p in given if p.ndim > 1], [p for p in given if p.ndim < 2]]
             for parameters in filter(None, batches):
-                self._update(parameters, group["lr"], group["momentum"])
+                matrices = parameters[0].ndim > 1 and group.get("orthogonal", True)
+                self._update(parameters, group["lr"], group["momentum"], matrices)
         return loss
 
-    def _update(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
+    def _update(self, parameters: list[Tensor], lr: float, momentum: float, matrices: bool) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -50,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         gradients = [parameter.grad for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's
-        if parameters[0].ndim > 1:
+        if matrices:
             updates = orthogonalize(updates, [parameter in self.transposed for parameter in parameters])
         else:
             updates = torch._foreach_sign(updates)

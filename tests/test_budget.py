@@ -30,13 +30,19 @@ def test_half_size_steps_are_less_of_the_work(half_share):
 
 
 def options(**given: object) -> Namespace:
-    defaults = {"FEATURES": "auto", "NUM_EPOCHS": "auto", "TIME_LIMIT": 0.0, "PROGRESSIVE_RESIZING": 0.5}
+    defaults = {
+        "FEATURES": "auto",
+        "NUM_EPOCHS": "auto",
+        "TIME_LIMIT": 0.0,
+        "ENCODER": "",
+        "PROGRESSIVE_RESIZING": 0.5,
+    }
     return Namespace(**{**defaults, "IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, **given})
 
 
 def settled(steps: int, state: dict | None = None, **given: object) -> tuple[list[int], float]:
     chosen = options(**given)
-    settle(chosen, state, ALONE, torch.float32, 2, steps)
+    settle(chosen, state, None, ALONE, torch.float32, 2, steps)
     return chosen.FEATURES, chosen.NUM_EPOCHS
 
 
@@ -63,7 +69,7 @@ def test_with_a_limit_the_widest_network_that_does_its_steps_in_the_time(monkeyp
 
 def test_half_of_a_small_image_is_not_trained_at():
     small = options(IMAGE_HEIGHT=30, FEATURES=[4] * 4)
-    settle(small, None, ALONE, torch.float32, 2, 48)
+    settle(small, None, None, ALONE, torch.float32, 2, 48)
     assert small.PROGRESSIVE_RESIZING == 0
 
 

