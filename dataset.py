@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from support.errors import refuse
 from support.pairs import find_pairs
 from support.preparation import Records, prepare
-from support.reading import ONE_CLASS, Classes, Size, read_pair
+from support.reading import IGNORED, ONE_CLASS, Classes, Size, read_pair
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
 import albumentations as A  # noqa: E402
@@ -47,7 +47,8 @@ class CarvanaDataset(Dataset):
     An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8 (H, W, 3),
     and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and support.reading.IGNORED. The mask
     comes out as float32, or of several classes as int64. With `size`, both are first scaled to (height, width);
-    all items then fit in one batch, whatever the images' own sizes.
+    all items then fit in one batch, whatever the images' own sizes. With `crop`, an item is a square of so many
+    pixels at the image's own scale, and each image is there `crops` times.
 
     An index is a number, or the (epoch, index) that EpochBatches yields: the transform then draws from
     (seed, epoch, index) alone, so that an item is the same in whichever worker, process or run it is made.
@@ -60,27 +61,28 @@ class CarvanaDataset(Dataset):
         transform: Callable[..., dict[str, Any]] | None = None,
         *,
         size: Size | None = None,
+        crop: int = 0,
+        crops: int = 1,
         seed: int = 0,
         classes: Classes = ONE_CLASS,
     ) -> None:
-        self.image_dir, self.mask_dir = image_dir, mask_dir
-        self.transform, self.size, self.seed, self.classes = transform, size, seed, classes
-        self.pairs = find_pairs(image_dir, mask_dir)
+        self.image_dir, self.mask_dir, self.transform = image_dir, mask_dir, transform
+        self.size, self.crop, self.seed, self.classes = size, crop, seed, classes
+        self.pairs = find_pairs(image_dir, mask_dir) * crops
         self.images = [image.name for image, _ in self.pairs]
         self.records: Records | None = None
 
     def use_cache(self, folder: str | Path) -> None:
         """Read the records in `folder` from now on; if they are missing or out of date, prepare them first."""
-        if self.size is not None:
-            prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes)
-            refuse(prepared.bad)
-            self.records = prepared.records
+        prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes)
+        refuse(prepared.bad)
+        self.records = prepared.records
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image, uint8 (H, W, 3), and mask, uint8 (H, W), before any transform."""
+        """Image, uint8 (H, W, 3), and mask, uint8 (H, W), before any crop and transform, not to be written to."""
         if self.records is not None:
             with suppress(FileNotFoundError):  # another run may have replaced them: the files give the same
-                return self.records[index]
+                return self.records[index % len(self.records)]
         return read_pair(self.pairs[index], self.size, self.classes)
 
     def __len__(self) -> int:
@@ -89,11 +91,14 @@ class CarvanaDataset(Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Any, Any]:
         epoch, index = index if isinstance(index, tuple) else (None, index)
         image, mask = self.read(index)
+        generator = np.random.default_rng() if epoch is None else np.random.default_rng((self.seed, epoch, index))
+        if self.crop:
+            image, mask = random_crop(image, mask, self.crop, generator)
+        image, mask = image.copy(), mask.copy()
         if self.transform is not None:
             if epoch is not None and hasattr(self.transform, "set_random_state"):
                 # One generator for the whole Compose. Its own `seed=` gives each child a like one, whose draws
                 # then agree: two flips would always come together.
-                generator = np.random.default_rng((self.seed, epoch, index))
                 self.transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
             try:
                 augmented = self.transform(image=image, mask=mask)
@@ -103,6 +108,23 @@ class CarvanaDataset(Dataset):
         if isinstance(mask, torch.Tensor):
             return image, mask.long() if self.classes.multiclass else mask.float()
         return image, mask.astype(np.int64 if self.classes.multiclass else np.float32)
+
+
+def random_crop(
+    image: np.ndarray, mask: np.ndarray, side: int, generator: np.random.Generator, foreground: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """A square of `side` pixels of an image, uint8 (H, W, 3), and its mask, uint8 (H, W). A share `foreground` of
+    them is sure to show foreground, which may be rare. A smaller image is continued by its mirror image."""
+    down, right = (max(0, side - length) for length in mask.shape)
+    if down or right:
+        image, mask = (cv2.copyMakeBorder(a, 0, down, 0, right, cv2.BORDER_REFLECT_101) for a in (image, mask))
+    room = np.array(mask.shape) - side  # for the upper left corner
+    corner = generator.integers(room + 1)
+    if generator.random() < foreground and len(pixels := np.flatnonzero((mask > 0) & (mask != IGNORED))):
+        pixel = np.array(np.unravel_index(pixels[generator.integers(len(pixels))], mask.shape))
+        corner = (pixel - generator.integers(side, size=2)).clip(0, room)
+    square = tuple(slice(start, start + side) for start in corner)
+    return image[square], mask[square]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -28,7 +28,7 @@ from model import UNET
 from prepare_data import sample_if_empty
 from support.budget import settle
 from support.checkpoint import CheckpointWriter, read_checkpoint, start_from
-from support.checks import check_run
+from support.checks import check_run, crops_per_image
 from support.device import (
     autocast,
     choose_memory_format,
@@ -45,6 +45,7 @@ from support.preparation import prepare
 from support.pretrained import load_pretrained
 from support.reading import Classes
 from support.run import Run
+from support.sliding_window import SlidingWindow
 from support.visualize import update_page
 from utils import AtSize, Scores, check_accuracy, choose_images, get_loaders, save_predictions_as_imgs
 
@@ -54,6 +55,7 @@ VAL_IMG_DIR = "data/val_images/"  # images to validate on after each epoch
 VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
+CROP = 0  # pixels of a side; with a number, the network sees squares at the images' own scale: for thin things
 
 FEATURES = "auto"  # channels of each level, such as 64 128 256 512, the paper's; auto is what suits device and time
 ENCODER = ""  # one of timm's networks, with ImageNet's weights, for the way down; "" trains all from scratch
@@ -210,19 +212,19 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     """Read and check all files, and return the loaders for training and for validation, and what a checkpoint tells
     about the images."""
     classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
-    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    size = None if options.CROP else (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
 
-    def inspect() -> tuple[dict[str, Any], bool]:
+    def inspect() -> tuple[dict[str, Any], bool, int]:
         train, val = (prepare(*pair, size, options.CACHE_DIR, classes) for pair in (folders[:2], folders[2:]))
         batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
         levels = 4 if options.FEATURES == "auto" else len(options.FEATURES)
-        images = check_run(train, val, levels, batch_size)
-        return images, bool(train.records and val.records)
+        images = check_run(train, val, levels, batch_size, options.CROP)
+        return images, bool(train.records and val.records), crops_per_image(train, options.CROP)
 
-    images, cached = group.broadcast(inspect)
+    images, cached, crops = group.broadcast(inspect)
     with group.main_first():
         loaders = get_loaders(
             *folders,
@@ -231,6 +233,8 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             choose_num_workers(options.NUM_WORKERS, group.device, group.local_world_size),
             options.PIN_MEMORY,
             size=size,
+            crop=options.CROP,
+            crops=crops,
             cache_dir=options.CACHE_DIR if cached else None,
             seed=options.SEED,
             min_steps=options.MIN_STEPS,
@@ -272,6 +276,9 @@ def show_epoch(
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
+    if options.CROP:
+        options.IMAGE_HEIGHT = options.IMAGE_WIDTH = options.CROP
+        options.PROGRESSIVE_RESIZING = 0.0  # half the size would be half the scale
     group = init_distributed(options.DEVICE)
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:
@@ -312,6 +319,8 @@ def main(argv: list[str] | None = None) -> None:
             )
             print(f"mean training loss {run.mean_loss():.4f}")
             network = AtSize(model, run.image_size) if run.half_size else model
+            if options.CROP:
+                network = SlidingWindow(model, options.CROP)
             scores = check_accuracy(
                 run.stoppable(val_loader), network, device, loss_fn=loss_fn, precision=precision, group=group
             )

@@ -36,6 +36,8 @@ def get_loaders(
     pin_memory: bool = True,
     *,
     size: Size | None = None,
+    crop: int = 0,
+    crops: int = 1,
     cache_dir: str | Path | None = None,
     seed: int = 0,
     min_steps: int = 1,
@@ -47,16 +49,18 @@ def get_loaders(
     """Loaders of (images, masks) batches, for training and for validation.
 
     `size` scales everything to (height, width), and `cache_dir` keeps the scaled arrays for later epochs and runs.
-    A `batch_size` of "auto" is 16 for each process, or fewer, down to 2, so that an epoch has `min_steps` batches.
-    Validation has no gradients to hold, so what fits in training fits there: as many images as are computed at
-    once, in `accumulation_steps` parts. The training loader's order and augmentation depend on `seed` and the
-    epoch alone, whatever `num_workers` is.
+    With `crop`, training sees `crops` squares of so many pixels of each image, and validation whole images, one at
+    a time. A `batch_size` of "auto" is 16 for each process, or fewer, down to 2, so that an epoch has `min_steps`
+    batches. Validation has no gradients to hold, so what fits in training fits there: as many images as are
+    computed at once, in `accumulation_steps` parts. The training loader's order and augmentation depend on `seed`
+    and the epoch alone, whatever `num_workers` is.
 
     Of several processes, each gets its share of every training batch, which needs `drop_last`, and of the
     validation images. Raises BadInput where a batch has no image for each.
     """
-    train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, size=size, seed=seed, classes=classes)
-    val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, size=size, seed=seed, classes=classes)
+    common = {"size": size, "seed": seed, "classes": classes}
+    train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, crop=crop, crops=crops, **common)
+    val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, **common)
     if cache_dir:
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)
@@ -88,7 +92,7 @@ def get_loaders(
         world_size=group.world_size,
     )
     train_loader = DataLoader(train_set, batch_sampler=batches, **common)
-    val_batch_size = max(1, train_batch_size // group.world_size // accumulation_steps)
+    val_batch_size = 1 if crop else max(1, train_batch_size // group.world_size // accumulation_steps)
     val_loader = DataLoader(val_set, batch_size=val_batch_size, sampler=group.shard(len(val_set)), **common)
     return train_loader, val_loader
 
@@ -232,10 +236,11 @@ def check_accuracy(
     group.broadcast_buffers(model)
     # These stand for a share without images.
     counts, losses = [torch.empty(0, dtype=torch.int64, device=device)], [torch.empty(0, device=device)]
-    masks = torch.empty(0, 0, 0)
+    sizes = set()
     with evaluating(model):
         for images, masks in loader:
             images, targets = images.to(device), masks.to(device)
+            sizes.add(tuple(masks.shape[1:]))
             with autocast(device, precision):
                 logits = model(images)
             counts.append(compare(logits, targets)[2])
@@ -246,8 +251,8 @@ def check_accuracy(
     scores = overall_scores(counts)
     if loss_fn is not None:
         scores["loss"] = sum(group.all_gather(torch.cat(losses).sum().item())) / len(counts)
-    height, width = masks.shape[1:]
-    print(describe(scores, f"{counted(len(counts), 'image')} at {width}x{height}"))
+    size = "{1}x{0}".format(*sizes.pop()) if len(sizes) == 1 else "their own sizes"
+    print(describe(scores, f"{counted(len(counts), 'image')} at {size}"))
     return scores
 
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from support.errors import BadInput, counted, refuse, warn
 from support.pairs import CARVANA_NAME
 from support.preparation import Prepared
-from support.reading import Classes, Size, read_mask
+from support.reading import Classes, Size, ceiling, read_mask
 
+CEILING = 0.95  # Dice at full size that perfect masks should be able to have
 KEPT = 0.5  # of a mask's foreground: with less at the network's size, it has lost too much
 
 
@@ -26,16 +27,21 @@ class Rule(NamedTuple):
     remedy: str
 
 
-def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int) -> dict[str, Any]:
+def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop: int = 0) -> dict[str, Any]:
     """Print what both folders hold, warn of what may be wrong, and return what a checkpoint tells of the images:
     their counts, and a digest of all of them. Raises BadInput with all that is wrong.
 
-    A network halves an image once for each of its `levels`, so they say how small it may be.
+    A network halves an image once for each of its `levels`, so they say how small it may be; with `crop`, it is
+    squares of so many pixels that it sees.
     """
-    smallest, size = 2**levels, train.size
+    smallest, size, names = (
+        2**levels,
+        train.size or (crop, crop),
+        "CROP" if crop else "IMAGE_HEIGHT and IMAGE_WIDTH",
+    )
     if min(size) < smallest:
         finding = f"{size[0]} and {size[1]}, which a network of {levels} levels shrinks to nothing"
-        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {smallest} or more, or fewer FEATURES")
+        raise BadInput(names, finding, f"Give {smallest} or more, or fewer FEATURES")
     if samefile(train.image_dir, val.image_dir):
         finding = "the folder of the training images, too"
         raise BadInput(val.image_dir, finding, "Give others for validation: prepare_data.py split shares them out")
@@ -47,12 +53,18 @@ def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int) -> d
     refuse(refused)
     if min(len(train.metadata), batch_size) * math.prod(side // smallest for side in size) < 2:
         finding = f"{size[0]} and {size[1]}, of which batches of one leave BatchNorm a single pixel at the bottom"
-        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", finding, f"Give {2 * smallest} or more")
+        raise BadInput(names, finding, f"Give {2 * smallest} or more")
     contents = sorted(
         (image.name, m.digest) for folder in (train, val) for (image, _), m in folder.metadata.items()
     )
     digest = hashlib.sha256(repr(contents).encode()).hexdigest()
     return {"train": len(train.metadata), "val": len(val.metadata), "digest": digest}
+
+
+def crops_per_image(folder: Prepared, crop: int) -> int:
+    """How many squares of `crop` pixels a side have as many pixels as the images do, on average; 1 without any."""
+    pixels = [math.prod(m.size) for m in folder.metadata.values()]
+    return max(1, round(sum(pixels) / len(pixels) / crop**2)) if crop and pixels else 1
 
 
 def refusals(folder: Prepared, smallest: int = 16) -> list[BadInput]:
@@ -68,7 +80,7 @@ def refusals(folder: Prepared, smallest: int = 16) -> list[BadInput]:
 
 
 def report(folder: Prepared) -> None:
-    """Print what a folder holds, and its warnings."""
+    """Print what a folder holds, what perfect masks would score, and its warnings."""
     metadata, found = folder.metadata.values(), _classes(folder)
     sizes = sorted({m.size for m in metadata}, key=math.prod)
     ends = " to ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
@@ -81,6 +93,8 @@ def report(folder: Prepared) -> None:
         parts.append(f"classes {' '.join(map(str, found)) or 'none'}")
     counts = {"car": _cars(folder), "skipped file": folder.scan.skipped}
     parts += [counted(len(items), noun) for noun, items in counts.items() if items]
+    if folder.size and shares:
+        parts.append(f"perfect masks of {folder.size[1]}x{folder.size[0]} would score {_ceiling(folder):.3f}")
     print(f"{folder.image_dir}: {'; '.join(parts)}")
     _warn(WARNED, folder)
 
@@ -117,6 +131,26 @@ def _all_background(folder: Prepared) -> list[tuple[Any, int]]:
     return [(folder.mask_dir, len(folder.metadata))] if empty else []
 
 
+def _ceiling(folder: Prepared) -> float:
+    """The mean Dice at the images' own sizes of masks that are perfect at the network's size."""
+    scores = [m.ceiling for m in folder.metadata.values()]
+    return sum(scores) / len(scores)
+
+
+def _low_ceiling(folder: Prepared) -> list[tuple[Any, str]]:
+    """The folder of masks, if perfect ones would score less than CEILING, with what they would at twice the
+    size."""
+    if not folder.size or not folder.metadata or (score := _ceiling(folder)) >= CEILING:
+        return []
+    height, width = folder.size
+    twice = []
+    for (_, mask), m in list(folder.metadata.items())[:: max(1, len(folder.metadata) // 8)]:
+        size = min(2 * height, m.size[0]), min(2 * width, m.size[1])
+        twice.append(ceiling(read_mask(mask, None, folder.classes), read_mask(mask, size, folder.classes)))
+    then = f"at {2 * width}x{2 * height}, {sum(twice) / len(twice):.2f}; with CROP, 1.00"
+    return [(folder.mask_dir, f"{score:.2f} at their own size when the network sees {width}x{height}; {then}")]
+
+
 def _lost(folder: Prepared, vanished: bool) -> list[tuple[Any, str]]:
     """Masks that lose more than KEPT allows at the network's size, each with the size at which it would be kept.
     With `vanished`, the folder of masks instead, if nothing at all is left of most of them."""
@@ -146,6 +180,8 @@ def _vanished(folder: Prepared) -> list[tuple[Any, str]]:
     """Of several classes, those in masks but in none of them at the network's size."""
     scaled = {n for m in folder.metadata.values() for n, share in enumerate(m.scaled_shares) if share}
     gone = {*_classes(folder)} - scaled if folder.classes.multiclass else set()
+    if not folder.size:
+        return []
     size = f"{folder.size[1]}x{folder.size[0]}"
     return [(folder.mask_dir, f"class {number} is in no mask at {size}") for number in sorted(gone) if number]
 
@@ -211,6 +247,11 @@ WARNED = (
         lambda f: _lost(f, vanished=False),
         "too thin: more than half of its foreground is lost at {}",
         "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH",
+    ),
+    Rule(
+        _low_ceiling,
+        "fine detail: even perfect masks would score {}",
+        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH, or CROP, say 256",
     ),
     Rule(
         _vanished, "{}: what is left of it belongs to other classes", "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH"

@@ -25,6 +25,7 @@ RULES = {
     "ACCUMULATION_STEPS": (lambda v: v >= 1, "1 or more"),
     "NUM_EPOCHS": (lambda v: v == "auto" or v >= 1, '1 or more, or "auto"'),
     "PROGRESSIVE_RESIZING": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "CROP": (lambda v: v >= 0, "0 for none, or pixels"),
     "IMAGE_HEIGHT": (lambda v: v == "auto" or v >= 1, "1 or more"),
     "IMAGE_WIDTH": (lambda v: v == "auto" or v >= 1, "1 or more"),
     "FEATURES": (

@@ -6,6 +6,7 @@ Both are kept in a cache folder, under a name that tells everything that they de
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -22,29 +23,34 @@ from support.device import count_cores
 from support.errors import BadInput, explain_limits, warn
 from support.files import whole_file, writable_folder
 from support.pairs import Scan, scan
-from support.reading import ONE_CLASS, Classes, Metadata, Pair, Size, inspect_pair
+from support.reading import ONE_CLASS, Classes, Metadata, Pair, Size, image_size, inspect_pair
 from support.workers import init_worker
 
-VERSION = 5  # of the records' layout and of how files are read: raise it with either, and caches are made anew
+VERSION = 6  # of the records' layout and of how files are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
 
 
 class Records:
-    """Images and masks in a mapped file of equal records: an item is uint8 (H, W, 3) and uint8 (H, W)."""
+    """Images and masks in a mapped file, in a row: an item is uint8 (H, W, 3) and uint8 (H, W), which are read from
+    the disk when they are used, and can't be written to."""
 
-    def __init__(self, path: Path, size: Size) -> None:
-        self.path, self.size = path, size
+    def __init__(self, path: Path, sizes: list[Size]) -> None:
+        self.path, self.sizes = path, sizes
+        self.places = np.cumsum([0, *(4 * height * width for height, width in sizes)]).tolist()
         self._mapped: np.ndarray | None = None  # on first use, by each process for itself
+
+    def __len__(self) -> int:
+        return len(self.sizes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_mapped": None}
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels = self.size[0] * self.size[1]
         if self._mapped is None:
-            self._mapped = np.asarray(np.memmap(self.path, np.uint8, "r")).reshape(-1, 4 * pixels)
-        image, mask = np.split(self._mapped[index].copy(), [3 * pixels])
-        return image.reshape(*self.size, 3), mask.reshape(self.size)
+            self._mapped = np.asarray(np.memmap(self.path, np.uint8, "r"))
+        size, place = self.sizes[index], self.places[index]
+        image, mask = np.split(self._mapped[place : self.places[index + 1]], [3 * size[0] * size[1]])
+        return image.reshape(*size, 3), mask.reshape(size)
 
 
 class Prepared(NamedTuple):
@@ -52,7 +58,7 @@ class Prepared(NamedTuple):
 
     image_dir: Path
     mask_dir: Path
-    size: Size  # that masks were scaled to
+    size: Size | None  # that images and masks were scaled to; None if they keep their own
     classes: Classes
     scan: Scan
     metadata: dict[Pair, Metadata]  # of the pairs that can be read
@@ -63,11 +69,11 @@ class Prepared(NamedTuple):
 def prepare(
     image_dir: str | Path,
     mask_dir: str | Path,
-    size: Size,
+    size: Size | None,
     cache_dir: str | Path = "",
     classes: Classes = ONE_CLASS,
 ) -> Prepared:
-    """Read every pair of two folders once, in several processes, scaled to `size`, (height, width).
+    """Read every pair of two folders once, in several processes, scaled to `size`, (height, width), or as it is.
 
     With `cache_dir`, nothing is read a second time until a file's name, length or time of change is another, or the
     size, the classes or VERSION. If the folder can't be written or has no room, a line says so and nothing is kept.
@@ -78,19 +84,20 @@ def prepare(
     path = _cache_path(found.pairs, size, cache_dir, classes) if keeps else None
     results = _recall(path) if path else None
     if results is None:
-        if path and not path.exists() and not _has_room(path, len(found.pairs), size):
+        if path and not path.exists() and not _has_room(path, found.pairs, size):
             path = None
         results = _read_all(found.pairs, size, classes, path)
     metadata = {p: result for p, result in zip(found.pairs, results, strict=True) if isinstance(result, Metadata)}
     bad = [*found.bad, *(result for result in results if isinstance(result, BadInput))]
-    records = Records(path, size) if path and path.exists() else None
+    sizes = [size or m.size for m in metadata.values()]
+    records = Records(path, sizes) if path and path.exists() else None
     return Prepared(Path(image_dir), Path(mask_dir), size, classes, found, metadata, bad, records)
 
 
 class _Pairs(Dataset):
     """The record of each pair and its metadata, or what is wrong with it."""
 
-    def __init__(self, pairs: list[Pair], size: Size, classes: Classes) -> None:
+    def __init__(self, pairs: list[Pair], size: Size | None, classes: Classes) -> None:
         self.pairs, self.size, self.classes = pairs, size, classes
 
     def __len__(self) -> int:
@@ -104,7 +111,9 @@ class _Pairs(Dataset):
         return np.concatenate([image.ravel(), mask.ravel()]), metadata
 
 
-def _read_all(pairs: list[Pair], size: Size, classes: Classes, path: Path | None) -> list[Metadata | BadInput]:
+def _read_all(
+    pairs: list[Pair], size: Size | None, classes: Classes, path: Path | None
+) -> list[Metadata | BadInput]:
     """Read every pair. With `path`, the records go there and the metadata beside them, if every pair can be
     read."""
     if not pairs:
@@ -156,12 +165,13 @@ def _recall(path: Path) -> list[Metadata] | None:
         return None
 
 
-def _cache_path(pairs: list[Pair], size: Size, folder: str | Path, classes: Classes) -> Path:
+def _cache_path(pairs: list[Pair], size: Size | None, folder: str | Path, classes: Classes) -> Path:
     """The file of the records: folders, size, and a digest of all that changes its content."""
     folders = sorted({str(file.parent.resolve()) for pair in pairs for file in pair})
     content = repr((VERSION, classes, size, [_stamp(file) for pair in pairs for file in pair]))
     home, digest = (hashlib.sha256(os.fsencode(text)).hexdigest() for text in ("\n".join(folders), content))
-    return Path(folder, f"{home[:12]}_{size[1]}x{size[0]}_{digest[:16]}.bin")
+    kind = f"{size[1]}x{size[0]}" if size else "own_size"
+    return Path(folder, f"{home[:12]}_{kind}_{digest[:16]}.bin")
 
 
 def _stamp(file: Path) -> tuple[str, int, int]:
@@ -172,12 +182,12 @@ def _stamp(file: Path) -> tuple[str, int, int]:
     return file.name, 0, 0
 
 
-def _has_room(path: Path, count: int, size: Size) -> bool:
-    needed = count * 4 * size[0] * size[1]
+def _has_room(path: Path, pairs: list[Pair], size: Size | None) -> bool:
     try:
+        needed = sum(4 * math.prod(size or image_size(image)) for image, _ in pairs)
         if needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(path.parent)).free:
             return True
-        finding = f"no room for {needed / 1e9:.1f} GB of scaled images"
+        finding = f"no room for {needed / 1e9:.1f} GB of decoded images"
     except BadInput as error:
         finding = error.finding
     warn(path.parent, finding, "Every epoch decodes every file; another CACHE_DIR would keep them")

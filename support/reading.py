@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, ImageFilter, TiffImagePlugin
 
@@ -80,6 +81,7 @@ class Metadata(NamedTuple):
     size: Size  # the image's own, upright
     shares: list[float]  # of the mask's pixels, for each class; of one class, for background and foreground
     scaled_shares: list[float]  # the same of the mask at the network's size
+    ceiling: float  # Dice of the mask at the network's size, scaled back up: of the best possible prediction
     between: float  # share of the mask's pixels that are neither its darkest nor its brightest value
     reoriented: bool  # by EXIF in a way that sizes don't tell, and the mask's file has no orientation
     digest: str  # of the image's bytes
@@ -112,6 +114,15 @@ def read_with_size(path: str | Path, size: Size | None = None) -> tuple[np.ndarr
     """What `read_image` gives, and the (height, width) that the upright image has before it is scaled."""
     decoded = _decode(path, _read_bytes(path), size)
     return _to_image(decoded, path, size), decoded.size
+
+
+def image_size(path: str | Path) -> Size:
+    """The (height, width) in an image's header, which EXIF may swap; (0, 0) if it can't be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size[::-1]
+    except Exception:  # whoever reads it says what is wrong
+        return 0, 0
 
 
 def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE_CLASS) -> np.ndarray:
@@ -148,12 +159,27 @@ def inspect_pair(
         image.size,
         _shares(mask.values, classes),
         _shares(scaled, classes),
+        ceiling(mask.values, scaled),
         mask.between,
         unseen and decoded.orientation == 1,
         hashlib.blake2b(contents[0], digest_size=16).hexdigest(),
         mask.palette,
     )
     return _to_image(image, pair[0], size), scaled, metadata
+
+
+def ceiling(mask: np.ndarray, scaled: np.ndarray) -> float:
+    """Dice of a mask, uint8 (H, W), with what it is at the network's size, uint8 (h, w), when that is scaled back
+    up as logits are: what a perfect prediction scores. Of several classes, the mean over those that the mask
+    shows."""
+    if mask.shape == scaled.shape:
+        return 1.0
+    scores = []
+    for number in set(np.unique(mask).tolist()) - ({0, IGNORED} if mask.any() else set()):
+        logits = (scaled == number).astype(np.float32) - 0.5
+        predicted, target = cv2.resize(logits, mask.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0, mask == number
+        scores.append(2 * (predicted & target).sum() / (predicted.sum() + target.sum()))
+    return float(np.mean(scores)) if scores else 1.0
 
 
 def must_match(path: Path, mask: Size, image: Size, rotated: bool = False) -> None:
@@ -239,11 +265,12 @@ def _orientation(image: Image.Image) -> int:
 def _tiff_layout(data: bytes) -> tuple[str, str] | None:
     """What a sound TIFF holds that Pillow has no mode for, and what to do; None for anything else."""
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(
-            data[:16] if data[2:3] in b"+" or data[3:4] in b"+" else data[:8]
-        )
+        big = data[2:3] in b"+" or data[3:4] in b"+"  # BigTIFF, with 64-bit offsets
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
         (file := io.BytesIO(data)).seek(tags.next)
-        tags.load(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags.load(file)
         bands, bits = tags.get(277, 1), tags.get(258, (1,))[0]
         kind = {2: "signed ", 3: "floating-point "}.get(tags.get(339, (1,))[0], "")
         if tags[256] and tags[257]:
@@ -258,15 +285,13 @@ def _to_image(decoded: _Decoded, path: str | Path, size: Size | None) -> np.ndar
     if image.mode in ("I", "F"):
         raise BadInput(path, f"pixels of type {image.mode}, whose range is unknown", "Save it with 8 bits")
     if decoded.deep:
-        values = np.asarray(image)
-        values = (
-            values >> 8 if image.mode.startswith("I;16") else values
-        )  # of RGB, Pillow has kept the upper 8 bits
+        values = np.asarray(image)  # of RGB, Pillow has kept the upper 8 bits
+        values = values >> 8 if image.mode.startswith("I;16") else values
         if values.max() < 16:  # of 12 bits, or dark: a factor of its own would give each image another brightness
             finding = "16 bits, of which it uses the lower 12 or fewer"
             raise BadInput(path, finding, "Stretch all images alike to 16 bits, or save them with 8")
         image = Image.fromarray(values.astype(np.uint8)) if image.mode.startswith("I;16") else image
-    return np.array(_scale(image.convert("RGB"), size))
+    return np.array(_scale(image if image.mode == "RGB" else image.convert("RGB"), size))
 
 
 class _Mask(NamedTuple):
@@ -308,9 +333,8 @@ def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> _Mask:
     if not gray and used[0] == 0 and (black := [index for index in used[1:] if not colours[index].any()]):
         finding = f"a palette in colour, whose black is number {black[0]}, where background is 0"
         raise BadInput(path, finding, "Save it in black and white")
-    levels = (
-        np.arange(256) if colours is None or not gray else colours[:, 0].astype(int)
-    )  # of each value in the file
+    by_colour = colours is not None and gray
+    levels = colours[:, 0].astype(int) if by_colour else np.arange(256)  # of each value in the file
     found = np.unique(levels[used])
     if decoded.lossy and 1 < found[-1] < 128:
         finding = f"a JPEG whose brightest value is {found[-1]}, where white has 255"

@@ -102,10 +102,10 @@ def test_a_cache_that_another_run_removed_is_not_missed(tmp_path):
 def test_who_writes_into_an_item_changes_no_later_one(tmp_path):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
     dataset = dataset_of(tmp_path)
-    expected = [array.copy() for array in dataset.records[0]]
-    for array in dataset.records[0]:
+    expected = [array.copy() for array in dataset[0]]
+    for array in dataset[0]:
         array[:] = 7
-    assert all(np.array_equal(array, other) for array, other in zip(dataset.records[0], expected, strict=True))
+    assert all(np.array_equal(array, other) for array, other in zip(dataset[0], expected, strict=True))
 
 
 @pytest.mark.parametrize("count", [2, 40])

@@ -129,6 +129,7 @@ def test_broken_metadata_leaves_the_pixels_of_a_png_alone(tmp_path, chunks):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read")  # of the test's own Image.open
 @pytest.mark.parametrize("as_file", [lambda exif: png_with(chunk(b"eXIf", exif)), None], ids=["PNG", "JPEG"])
 def test_a_bad_rational_beside_an_orientation_leaves_that_in_force(tmp_path, as_file: Callable | None):
     exif = TIFF_ORIENTATION + BAD_RATIONAL
