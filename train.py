@@ -45,7 +45,16 @@ from support.preparation import prepare
 from support.reading import Classes
 from support.run import Run
 from support.visualize import update_page
-from utils import AtSize, Scores, check_accuracy, choose_images, get_loaders, save_predictions_as_imgs
+from utils import (
+    AtSize,
+    Scores,
+    check_accuracy,
+    choose_images,
+    confusion_table,
+    get_loaders,
+    save_predictions_as_imgs,
+    save_scores,
+)
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
@@ -237,12 +246,14 @@ def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoade
 def show_epoch(
     run: Run, scores: Scores, loader: DataLoader, network: nn.Module, num_images: int, precision: torch.dtype
 ) -> None:
-    """Draw the predictions of an epoch, add them to the page, and log its scores."""
+    """Draw the predictions of an epoch, add them to the page, and log and write its scores."""
     folder, device = run.images_dir / f"epoch_{run.epoch + 1:03d}", run.group.device
     indices = choose_images(scores.images, num_images)
     rows = save_predictions_as_imgs(loader, network, folder, device, indices=indices, precision=precision)
     update_page(run.images_dir, run.epoch + 1, rows)
-    run.logger.add("val", run.total_steps, scores, folder / "grid.png")
+    save_scores(scores, loader.dataset.images, folder)
+    table = confusion_table(scores.confusion) if scores.confusion.dim() else None
+    run.logger.add("val", run.total_steps, scores, folder / "grid.png", table)
 
 
 def main(argv: list[str] | None = None) -> None:
