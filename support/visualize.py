@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 INK, PAPER, FRAME = (32, 32, 32), (255, 255, 255), (200, 200, 200)
 GAP = 8  # pixels between panels
 LEGEND = 52  # pixels of width for a class of the legend
-ROWS = 64  # of a mask that are made at a time, shared by classes
+ROWS = 64  # that are scaled at a time, shared by classes
 SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
 
 
@@ -47,11 +48,27 @@ class Prediction(NamedTuple):
 
 def scale_to_mask(logits: np.ndarray, size: Size, threshold: float = 0.0) -> np.ndarray:
     """The mask of (height, width) in which logits, float32 (h, w), exceed `threshold` when they are scaled to it as
-    `F.interpolate` does: boolean. Of several classes' logits, (C, h, w), it is the number of the highest: uint8.
+    `F.interpolate` does: boolean. Of several classes' logits, (C, h, w), it is the number of the highest: uint8."""
+    mask = torch.empty(size, dtype=torch.bool if logits.ndim == 2 else torch.uint8)
+    for rows, scaled in _scaled_rows(logits, size):
+        mask[rows] = scaled[0] > threshold if len(scaled) == 1 else scaled.argmax(0).byte()
+    return mask.numpy()
 
-    Rows are made some at a time, since logits of a large image at full size take four times its memory for each
-    class.
-    """
+
+def scale_to_probability(logits: np.ndarray, size: Size, *, foreground: bool = False) -> np.ndarray:
+    """The probability of the foreground, uint16 (H, W), where 65535 is 1, from logits that are scaled to `size`. Of
+    several classes it is that of the predicted one or, for the `foreground`, of all but the background."""
+    probability = np.empty(size, np.uint16)
+    for rows, scaled in _scaled_rows(logits, size):
+        shares = scaled.sigmoid() if len(scaled) == 1 else scaled.softmax(0)
+        share = 1 - shares[0] if foreground and len(scaled) > 1 else shares.amax(0)
+        probability[rows] = (65535 * share).round()
+    return probability
+
+
+def _scaled_rows(logits: np.ndarray, size: Size) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Some rows at a time, and logits (C, rows, width) there: at full size, those of a large image would take four
+    times its memory for each class."""
     height, width = size
     source = torch.from_numpy(logits.reshape(-1, *logits.shape[-2:]))
     wide = F.interpolate(source[None], (source.shape[1], width), mode="bilinear", align_corners=False)[0]
@@ -59,11 +76,9 @@ def scale_to_mask(logits: np.ndarray, size: Size, threshold: float = 0.0) -> np.
     above = centres.long()
     below = (above + 1).clamp(max=source.shape[1] - 1)
     weight = (centres - above)[:, None]
-    mask = torch.empty(size, dtype=torch.bool if len(source) == 1 else torch.uint8)
-    for rows in torch.arange(height).split(max(4, ROWS // len(source))):
-        scaled = torch.lerp(wide[:, above[rows]], wide[:, below[rows]], weight[rows])
-        mask[rows] = scaled[0] > threshold if len(source) == 1 else scaled.argmax(0).byte()
-    return mask.numpy()
+    step = max(4, ROWS // len(source))
+    for rows in (slice(top, top + step) for top in range(0, height, step)):
+        yield rows, torch.lerp(wide[:, above[rows]], wide[:, below[rows]], weight[rows])
 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:
@@ -76,6 +91,21 @@ def save_mask(mask: np.ndarray, path: Path) -> None:
         image.putpalette(PALETTE.tobytes())
     with whole_file(path) as part:
         image.save(part, "PNG", compress_level=1)  # half the time of the default
+
+
+def save_probability(probability: np.ndarray, path: Path) -> None:
+    """Write a probability, uint16 (H, W), as a gray PNG of 16 bits."""
+    with whole_file(path) as part:
+        Image.fromarray(probability).save(part, "PNG", compress_level=1)
+
+
+def save_cutout(image: np.ndarray, probability: np.ndarray, path: Path) -> None:
+    """Write an image, uint8 (H, W, 3), as a PNG that is as opaque as the probability, uint16 (H, W), is high."""
+    alpha = (probability // 257).astype(np.uint8)
+    cutout = np.dstack((image, alpha))
+    cutout[alpha == 0] = 0  # what can't be seen needs no room
+    with whole_file(path) as part:
+        Image.fromarray(cutout).save(part, "PNG", compress_level=1)
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
