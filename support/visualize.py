@@ -18,7 +18,8 @@ from support.reading import IGNORED, Size
 # Okabe and Ito's palette, which colour-blind people can tell apart: https://jfly.uni-koeln.de/color/
 FALSE_POSITIVE = (230, 159, 0)
 FALSE_NEGATIVE = (86, 180, 233)
-BOUNDARY = (213, 94, 0)
+# Of the boundary in an overlay: the one that stands out.
+STRONG = np.array([(255, 0, 255), (0, 255, 255), (255, 255, 0), (0, 255, 0), (255, 64, 0), (30, 80, 255)], np.uint8)
 # Of classes from 1 up, and then again: that palette, and what is farthest from all before it to the eye, with and
 # without red-green blindness. Class 0 is black and what is ignored gray.
 COLOURS = [
@@ -30,7 +31,6 @@ PALETTE = np.array([(0, 0, 0), *(COLOURS[k % len(COLOURS)] for k in range(IGNORE
 TEMPLATE = Path(__file__).with_name("page.html")
 INK, PAPER, FRAME = (32, 32, 32), (255, 255, 255), (200, 200, 200)
 GAP = 8  # pixels between panels
-LEGEND = 52  # pixels of width for a class of the legend
 ROWS = 64  # that are scaled at a time, shared by classes
 SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
 
@@ -109,18 +109,31 @@ def save_cutout(image: np.ndarray, probability: np.ndarray, path: Path) -> None:
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
-    """Write a image, uint8 (H, W, 3), as a JPEG with its (H, W) mask drawn in: of a boolean one the boundary,
-    of classes, uint8, a tint in each one's colour."""
-    width = 2 * max(1, min(mask.shape) // 400) + 1  # pixels, half of them on either side
-    square = np.ones((width, width), np.uint8)
-    drawn = image.copy()
-    if mask.dtype == bool:
-        drawn[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0] = BOUNDARY
-    else:
-        tinted = mask > 0
-        drawn[tinted] = drawn[tinted] // 2 + PALETTE[mask[tinted]] // 2
+    """Write a image, uint8 (H, W, 3), as a JPEG with the boundary of its (H, W) mask and a faint fill: of a boolean
+    one in a colour that stands out from the image, of classes, uint8, in each one's colour, with a legend below."""
+    width = max(1, round(max(mask.shape) / 300))  # pixels
+    square = np.ones((width + 1, width + 1), np.uint8)
+    numbers = mask.astype(np.uint8)
+    highest = cv2.dilate(numbers, square)
+    line = highest != cv2.erode(numbers, square)
+    colours, share = PALETTE, 0.35
+    if mask.dtype == bool and line.any():
+        colours, share = np.array([INK, _standing_out(image[line])], np.uint8), 0.2
+    drawn, filled = image.copy(), numbers > 0
+    drawn[filled] = (1 - share) * image[filled] + share * colours[numbers[filled]]
+    drawn[line] = colours[highest[line]]
+    if mask.dtype != bool and filled.any():
+        classes = {number: _css(number) for number in np.unique(mask[filled]).tolist()}
+        drawn = np.vstack((drawn, _legend(classes, mask.shape[1], max(15, max(mask.shape) // 60))))
     with whole_file(path) as part:
-        Image.fromarray(drawn).save(part, "JPEG", quality=90)
+        Image.fromarray(drawn).save(part, "JPEG", quality=90, subsampling=0)  # thin lines keep their colour
+
+
+def _standing_out(pixels: np.ndarray) -> np.ndarray:
+    """The one of the STRONG colours that is farthest, to the eye, from the mean of pixels, uint8 (N, 3)."""
+    colours = np.vstack((STRONG, pixels.mean(0, keepdims=True))).astype(np.float32) / 255
+    lab = cv2.cvtColor(colours[None], cv2.COLOR_RGB2LAB)[0]
+    return STRONG[np.linalg.norm(lab[:-1] - lab[-1], axis=1).argmax()]
 
 
 def save_errors(row: Prediction, path: Path) -> None:
@@ -156,7 +169,24 @@ def classes_in(rows: list[Prediction]) -> dict[int, str]:
     """The classes in some target or prediction, and their colours as CSS has them; empty for boolean masks."""
     masks = [mask for row in rows for mask in (row.target, row.prediction) if mask.dtype != bool]
     found = sorted({number for mask in masks for number in np.unique(mask).tolist()} - {IGNORED})
-    return {number: "#" + PALETTE[number].tobytes().hex() for number in found}
+    return {number: _css(number) for number in found}
+
+
+def _css(number: int) -> str:
+    return "#" + PALETTE[number].tobytes().hex()
+
+
+def _legend(classes: dict[int, str], width: int, size: int = 15) -> np.ndarray:
+    """The numbers of classes beside their colours, uint8 (H, width, 3), in as many lines as it takes."""
+    cell, line = round(3.5 * size), round(1.5 * size)  # pixels
+    a_line = max(1, (width - GAP) // cell)
+    legend = Image.new("RGB", (width, line * math.ceil(len(classes) / a_line)), PAPER)
+    draw, font = ImageDraw.Draw(legend), ImageFont.load_default(size)
+    for place, (number, colour) in enumerate(classes.items()):
+        x, y = GAP + place % a_line * cell, place // a_line * line + size // 4
+        draw.rectangle((x, y, x + 0.8 * size, y + 0.8 * size), colour)
+        draw.text((x + 1.1 * size, y + 0.4 * size), str(number), INK, font, anchor="lm")
+    return np.asarray(legend)
 
 
 def draw_grid(rows: list[Prediction], path: Path) -> None:
@@ -170,8 +200,8 @@ def draw_grid(rows: list[Prediction], path: Path) -> None:
     columns = ["image", "target", "prediction", "errors"]
     grid_width = len(columns) * (width + GAP) + GAP
     classes = classes_in(rows)
-    a_line = (grid_width - GAP) // LEGEND  # classes in a line of the legend
-    head = line * (1 + math.ceil(len(classes) / a_line))
+    legend = _legend(classes, grid_width) if classes else np.empty((0, grid_width, 3))
+    head = line + len(legend)
     grid = Image.new("RGB", (grid_width, head + len(rows) * (line + height + GAP)), PAPER)
     draw = ImageDraw.Draw(grid)
     for column, title in enumerate(columns):
@@ -180,13 +210,10 @@ def draw_grid(rows: list[Prediction], path: Path) -> None:
     x = grid.width - GAP - width + draw.textlength("errors: ", font)
     if classes:
         draw.text((x, 2), "colour of the true class", INK, font)
+        grid.paste(Image.fromarray(legend), (0, line))
     else:
         draw.text((x, 2), "missed", FALSE_NEGATIVE, font)
         draw.text((x + draw.textlength("missed ", font), 2), "too much", FALSE_POSITIVE, font)
-    for place, (number, colour) in enumerate(classes.items()):
-        x, y = GAP + place % a_line * LEGEND, line * (1 + place // a_line)
-        draw.rectangle((x, y + 4, x + 12, y + 16), colour)
-        draw.text((x + 17, y + 2), str(number), INK, font)
 
     for number, row in enumerate(rows):
         top = head + number * (line + height + GAP)

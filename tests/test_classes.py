@@ -269,7 +269,12 @@ def test_pictures_show_classes_errors_and_what_is_ignored(tmp_path):
     draw_overlay(np.full((40, 240, 3), 200, np.uint8), truth, tmp_path / "overlay.jpg")
     overlay = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
     assert abs(overlay[10:30, 10:50] - 200).max() < 5
-    assert abs(overlay[10:30, 70:110] - (100 + PALETTE[1] // 2)).max() < 12
+    assert abs(overlay[10:30, 70:110] - (0.65 * 200 + 0.35 * PALETTE[1])).max() < 12
+    assert overlay.shape[0] > 40  # a legend below, of what is there and no more
+    first, second, third = (overlay[42:, x : x + 52].reshape(-1, 3) for x in (8, 60, 112))
+    for part, number in ((first, 1), (second, 2), (third, IGNORED)):
+        assert (abs(part - PALETTE[number]).max(1) < 20).sum() > 100
+    assert (overlay[42:, 164:] > 240).all()
 
 
 def test_logits_of_classes_scale_as_pytorch_scales_them():

@@ -25,7 +25,7 @@ from support.coco import outlines
 from support.device import autocast
 from support.errors import run_script
 from support.reading import read_image
-from support.visualize import draw_overlay, scale_to_mask
+from support.visualize import STRONG, draw_overlay, scale_to_mask
 
 ROOT = Path(__file__).parent.parent
 
@@ -198,6 +198,21 @@ def test_an_outline_is_drawn_along_the_mask(run, trained, tmp_path):
     colourful = np.ptp(drawn, axis=2) > 60
     assert colourful[48:52, 110:190].any(axis=0).all() and colourful[60:140, 98:102].any(axis=1).all()
     assert not colourful[:40].any() and not colourful[62:138, 112:188].any()
+    assert 10 < np.ptp(drawn[62:138, 112:188].mean((0, 1))) < 60  # a faint fill
+
+
+@pytest.mark.parametrize("colour", [*STRONG.tolist(), [0, 0, 0], [128, 128, 128], [245, 245, 245], [200, 90, 50]])
+def test_an_outline_stands_out_from_any_image_and_fits_its_size(tmp_path, colour):
+    for size in ((60, 90), (400, 600), (1200, 3000)):
+        mask = np.zeros(size, bool)
+        mask[size[0] // 3 :, size[1] // 3 :] = True
+        draw_overlay(np.full((*size, 3), colour, np.uint8), mask, tmp_path / "drawn.jpg")
+        row = np.asarray(Image.open(tmp_path / "drawn.jpg"))[size[0] // 2]  # across the line
+        lab = cv2.cvtColor(row[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+        apart = np.linalg.norm(lab - lab[0], axis=1)
+        line = np.flatnonzero(apart > 60)
+        assert abs(len(line) - max(1, size[1] / 300)) <= 1 and abs(line.mean() - size[1] / 3) <= 2
+        assert apart[-1] > 5  # the fill
 
 
 def test_scores_are_those_of_the_written_masks(run, trained, capsys):
