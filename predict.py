@@ -3,6 +3,7 @@
     python predict.py image.jpg more_images/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
     python predict.py images/ --OVERLAY                             # also the images with the masks' boundaries
     python predict.py images/ --MASK_DIR masks/                     # also scores against true masks, at full size
+    python predict.py images/ --CUTOUT --POLYGONS polygons.json     # also the objects alone, and their outlines
     python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
 
 The network sees an image at the size that it was trained at; its logits are scaled up to the image's own.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from dataset import make_transforms
 from model import UNET, unet_arguments
 from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint
+from support.coco import Outline, coco_file, outlines
 from support.device import (
     autocast,
     choose_device,
@@ -42,12 +44,22 @@ from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
 from support.reading import ONE_CLASS, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
-from support.visualize import draw_overlay, save_mask, scale_to_mask
+from support.visualize import (
+    draw_overlay,
+    save_cutout,
+    save_mask,
+    save_probability,
+    scale_to_mask,
+    scale_to_probability,
+)
 from utils import count_classes, describe, overall_scores
 
 CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size, classes and precision
 OUT = "predictions/"  # gets a mask of each image, NAME.png, in 0 and 255 or in class numbers; "" writes none
 OVERLAY = False  # True also writes NAME_overlay.jpg, the image with the mask's boundary or its classes in colour
+PROBABILITY = False  # True also writes NAME_probability.png, 65535 for 1; of several classes the predicted one's
+CUTOUT = False  # True also writes NAME_cutout.png, the object without the background, with soft edges
+POLYGONS = ""  # a file for annotation tools: outlines of all masks as COCO's JSON has them; "" writes none
 MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
@@ -71,12 +83,14 @@ class Item(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of an image: its row of `count_classes` and its mask for Kaggle, if asked for; or why it has no
-    row."""
+    """What came of an image: its row of `count_classes`, its mask for Kaggle and its outlines, if asked for; or why
+    it has no row."""
 
     path: Path
+    size: Size
     counts: Tensor | None
     runs: str
+    outlines: list[Outline]
     unscored: BadInput | None = None
 
 
@@ -139,14 +153,32 @@ def predict_items(
 
 
 def finish_item(
-    item: Item, *, out: Path | None, overlay: bool, threshold: float, submission: bool, classes: Classes = ONE_CLASS
+    item: Item,
+    *,
+    out: Path | None,
+    overlay: bool,
+    threshold: float,
+    submission: bool,
+    probability: bool = False,
+    cutout: bool = False,
+    polygons: bool = False,
+    classes: Classes = ONE_CLASS,
 ) -> Result:
     """Write an image's mask, encode it and score it, as far as asked for."""
     mask, counts, runs, unscored = scale_to_mask(item.values, item.size, threshold), None, "", None
     if out is not None:
-        save_mask(mask, out / f"{item.path.stem}.png")
+        name = item.path.stem
+        save_mask(mask, out / f"{name}.png")
+        if probability:
+            save_probability(scale_to_probability(item.values, item.size), out / f"{name}_probability.png")
+        if overlay or cutout:
+            image = read_image(item.path)
         if overlay:
-            draw_overlay(read_image(item.path), mask, out / f"{item.path.stem}_overlay.jpg")
+            draw_overlay(image, mask, out / f"{name}_overlay.jpg")
+        if cutout:  # half transparent where the mask ends
+            logits = item.values if classes.multiclass else item.values - np.float32(threshold)
+            opacity = scale_to_probability(logits, item.size, foreground=True)
+            save_cutout(image, opacity, out / f"{name}_cutout.png")
     if submission:
         fits = item.size == CARVANA_SIZE
         runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
@@ -158,7 +190,7 @@ def finish_item(
         except BadInput as error:  # the prediction stands
             kind = f"classes 0 to {classes.count - 1}" if classes.multiclass else "black and white"
             unscored = BadInput(error.subject, error.finding, f"Give a mask of the image's size in {kind}")
-    return Result(item.path, counts, runs, unscored)
+    return Result(item.path, item.size, counts, runs, outlines(mask) if polygons else [], unscored)
 
 
 def in_order(
@@ -201,11 +233,11 @@ def predict_images(
         yield from in_order(pool, finish, items, most)
 
 
-def find_inputs(words: Sequence[str], out: str, mask_dir: str) -> list[Path]:
+def find_inputs(words: Sequence[str], out: str, mask_dir: str, endings: Sequence[str] = ("",)) -> list[Path]:
     """The images that `words` name, each once: files, and folders of them. A line says what folders hold besides.
 
-    Raises BadInput for what isn't there, for a folder without any, for two whose masks would have one name, and if
-    `out` holds the images or the true masks.
+    Raises BadInput for what isn't there, for a folder without any, for two whose masks would have one name, or what
+    else is written with these `endings` of the name, and if `out` holds the images or the true masks.
     """
     skipped: Counter[str] = Counter()
     found = []
@@ -218,8 +250,8 @@ def find_inputs(words: Sequence[str], out: str, mask_dir: str) -> list[Path]:
         print("skipped:", ", ".join(f"{number} {kind}" for kind, number in sorted(skipped.items())))
     images = list({os.path.abspath(file): file for file in found}.values())
     names: dict[str, Path] = {}
-    for file in images:
-        if (other := names.setdefault(os.path.normcase(file.stem), file)) is not file:
+    for file, ending in product(images, endings):
+        if (other := names.setdefault(os.path.normcase(file.stem + ending), file)) is not file:
             raise BadInput(file, f"its mask would have the name of that of {other}", "Rename one of the two")
     if out:
         for folder in {file.parent for file in images} | ({Path(mask_dir)} if mask_dir else set()):
@@ -250,11 +282,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = ConstantParser(globals())
     parser.add_argument("images", nargs="+", help="files, and folders of them")
     options = parser.parse_args(argv)
-    if not (options.OUT or options.SUBMISSION or options.MASK_DIR) or (options.OVERLAY and not options.OUT):
+    pictures = options.OVERLAY or options.PROBABILITY or options.CUTOUT
+    if not options.OUT and (pictures or not (options.SUBMISSION or options.POLYGONS or options.MASK_DIR)):
         raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
-    if os.path.isdir(options.SUBMISSION):
-        raise BadInput(options.SUBMISSION, "a folder", "Give --SUBMISSION a file's name, say submission.csv")
-    images = find_inputs(options.images, options.OUT, options.MASK_DIR)
+    for name, example in (("SUBMISSION", "submission.csv"), ("POLYGONS", "polygons.json")):
+        if os.path.isdir(file := getattr(options, name)):
+            raise BadInput(file, "a folder", f"Give --{name} a file's name, say {example}")
+    if options.POLYGONS and os.path.realpath(options.POLYGONS) == os.path.realpath(options.SUBMISSION):
+        raise BadInput("POLYGONS", "the same file as SUBMISSION", "Give another one")
+    endings = [""] + ["_probability"] * options.PROBABILITY + ["_cutout"] * options.CUTOUT
+    images = find_inputs(options.images, options.OUT, options.MASK_DIR, endings)
     pairs = [(file, None) for file in images]
     if options.MASK_DIR:
         pairs = with_masks(images, options.MASK_DIR)
@@ -268,9 +305,11 @@ def main(argv: list[str] | None = None) -> None:
                 finding = f"meant for one class, and {options.CHECKPOINT} has {classes.count}"
                 raise BadInput(name, finding, "Leave it out")
     out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
-    submission = Path(options.SUBMISSION) if options.SUBMISSION else None
-    if submission is not None:
-        writable_folder(submission.parent, "Give another --SUBMISSION")
+    submission, polygons = (Path(file) if file else None for file in (options.SUBMISSION, options.POLYGONS))
+    for name, file in (("SUBMISSION", submission), ("POLYGONS", polygons)):
+        if file is not None:
+            writable_folder(file.parent, f"Give another --{name}")
+    names = {number: f"class {number}" for number in range(1, classes.count)} or {1: "foreground"}
 
     results = predict_images(
         pairs,
@@ -282,6 +321,9 @@ def main(argv: list[str] | None = None) -> None:
             overlay=options.OVERLAY,
             threshold=math.log(options.THRESHOLD / (1 - options.THRESHOLD)),  # of the logit
             submission=submission is not None,
+            probability=options.PROBABILITY,
+            cutout=options.CUTOUT,
+            polygons=polygons is not None,
             classes=classes,
         ),
         batch_size=options.BATCH_SIZE,
@@ -289,13 +331,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     scored, failures, unscored = [], [], []
     try:
-        with submission_rows(submission) if submission is not None else nullcontext() as rows:
+        with (
+            submission_rows(submission) if submission is not None else nullcontext() as rows,
+            coco_file(polygons, names) if polygons is not None else nullcontext() as add_to_coco,
+        ):
             for result in tqdm(results, total=len(pairs), unit=" images"):
                 if isinstance(result, BadInput):
                     failures.append(result)
                     continue
                 if rows is not None:
                     rows.writerow((result.path.name, result.runs))
+                if add_to_coco is not None:
+                    add_to_coco(result.path.name, result.size, result.outlines)
                 if result.counts is not None:
                     scored.append(result)
                 if result.unscored is not None:
@@ -304,11 +351,12 @@ def main(argv: list[str] | None = None) -> None:
         finding = f"can't be written ({error.strerror or error})"
         raise BadInput(error.filename or "results", finding, "Make room or give another place") from error
 
-    written = " and ".join(filter(None, (options.OUT, options.SUBMISSION))) or "nothing written"
+    written = " and ".join(filter(None, (options.OUT, options.SUBMISSION, options.POLYGONS))) or "nothing written"
     print(f"{len(pairs) - len(failures)} of {len(pairs)} images predicted: {written}")
     if scored:
         report(scored)
-    lack = f"; {options.SUBMISSION} lacks them" if options.SUBMISSION else ""
+    lacking = " and ".join(filter(None, (options.SUBMISSION, options.POLYGONS)))
+    lack = f"; they are missing in {lacking}" if lacking else ""
     list_failures(failures, len(pairs), f"images could not be used{lack}")
     list_failures(unscored, len(pairs), "images could not be scored")
     if failures or unscored:

@@ -47,7 +47,16 @@ from support.reading import Classes
 from support.run import Run
 from support.sliding_window import SlidingWindow
 from support.visualize import update_page
-from utils import AtSize, Scores, check_accuracy, choose_images, get_loaders, save_predictions_as_imgs
+from utils import (
+    AtSize,
+    Scores,
+    check_accuracy,
+    choose_images,
+    confusion_table,
+    get_loaders,
+    save_predictions_as_imgs,
+    save_scores,
+)
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
@@ -68,6 +77,7 @@ LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
 BATCH_SIZE = "auto"  # images per step, over all GPUs; auto is 16 a GPU, or fewer so that an epoch has MIN_STEPS
 MIN_STEPS = 48  # steps per epoch that an automatic BATCH_SIZE leaves a small set, with 2 images each or more
 NUM_EPOCHS = "auto"  # passes over the training images; auto is 1,500 steps, or what TIME_LIMIT allows
+PATIENCE = 0  # epochs at full size without a better validation Dice after which the run ends; 0 goes on to the end
 TIME_LIMIT = 0.0  # minutes for the whole command; 0 is none. With a limit, a run can't be repeated to the bit
 PROGRESSIVE_RESIZING = 0.5  # share of the run, its beginning, at half the height and width: a quarter of the work
 ACCUMULATION_STEPS = (
@@ -265,12 +275,14 @@ def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoade
 def show_epoch(
     run: Run, scores: Scores, loader: DataLoader, network: nn.Module, num_images: int, precision: torch.dtype
 ) -> None:
-    """Draw the predictions of an epoch, add them to the page, and log its scores."""
+    """Draw the predictions of an epoch, add them to the page, and log and write its scores."""
     folder, device = run.images_dir / f"epoch_{run.epoch + 1:03d}", run.group.device
     indices = choose_images(scores.images, num_images)
     rows = save_predictions_as_imgs(loader, network, folder, device, indices=indices, precision=precision)
     update_page(run.images_dir, run.epoch + 1, rows)
-    run.logger.add("val", run.total_steps, scores, folder / "grid.png")
+    save_scores(scores, loader.dataset.images, folder)
+    table = confusion_table(scores.confusion) if scores.confusion.dim() else None
+    run.logger.add("val", run.total_steps, scores, folder / "grid.png", table)
 
 
 def main(argv: list[str] | None = None) -> None:

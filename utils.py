@@ -1,5 +1,6 @@
 """What a training run needs besides its data, its model and its loop."""
 
+import csv
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -105,15 +106,21 @@ def count_overlap(predicted: Tensor, target: Tensor) -> Tensor:
     return torch.stack(((predicted & target).sum(1), predicted.sum(1), target.sum(1), pixels), dim=1)
 
 
+def count_confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each image by their true and their predicted class, int64 (N, num_classes, num_classes), from class
+    numbers (N, H, W) twice, but for those whose target is IGNORED."""
+    images = torch.arange(len(target), device=target.device).view(-1, 1, 1)
+    cells = (images * num_classes + target) * num_classes + predicted
+    cells = torch.bincount(cells[target != IGNORED], minlength=len(target) * num_classes**2)
+    return cells.view(-1, num_classes, num_classes)
+
+
 def count_classes(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """`count_overlap` of one class, int64 (N, 4), or of each of several, (N, num_classes, 4): these from class
     numbers (N, H, W) twice, but for the pixels whose target is IGNORED."""
     if num_classes == 1:
         return count_overlap(predicted, target > 0)
-    images = torch.arange(len(target), device=target.device).view(-1, 1, 1)
-    cells = (images * num_classes + target) * num_classes + predicted
-    cells = torch.bincount(cells[target != IGNORED], minlength=len(target) * num_classes**2)
-    confusion = cells.view(-1, num_classes, num_classes)  # image, true class, predicted class
+    confusion = count_confusion(predicted, target, num_classes)
     pixels = confusion.sum((1, 2))[:, None].expand(-1, num_classes)
     return torch.stack((confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2), pixels), dim=2)
 
@@ -141,27 +148,48 @@ def iou_scores(counts: Tensor) -> Tensor:
     return _ratio(both, predicted + target - both)
 
 
+def precision_scores(counts: Tensor) -> Tensor:
+    """The share of each row's predicted pixels that are true, as `dice_scores` has it. Nothing predicted where
+    something is scores 0, as scikit-learn has it."""
+    both, predicted, target, _ = counts.double().unbind(-1)
+    return _ratio(both, torch.where(predicted > 0, predicted, target))
+
+
+def recall_scores(counts: Tensor) -> Tensor:
+    """The share of each row's true pixels that are predicted; otherwise as `precision_scores`."""
+    both, predicted, target, _ = counts.double().unbind(-1)
+    return _ratio(both, torch.where(target > 0, target, predicted))
+
+
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole > 0, part / whole.clamp(min=1), 1.0 if whole.dim() == 1 else math.nan)
 
 
-def image_scores(counts: Tensor) -> Tensor:
-    """Dice of each image, float64 (N,): of several classes the mean over those that it shows or has predicted."""
-    scores = dice_scores(counts)
+def image_scores(counts: Tensor, score: Callable[[Tensor], Tensor] = dice_scores) -> Tensor:
+    """Dice, or another score, of each image, float64 (N,): of several classes the mean over those that it shows or
+    has predicted."""
+    scores = score(counts)
     return scores if scores.dim() == 1 else scores.nanmean(1).nan_to_num(1.0)  # all ignored: nothing is wrong
 
 
 class Scores(dict[str, float]):
-    """Scores of a set of images by name; `images` is the Dice of each of them, in order."""
+    """Scores of a set of images by name, and the `counts` that they are from. Of several classes, `confusion` holds
+    all images' `count_confusion` in one, (C, C)."""
 
-    images: list[float]
+    counts: Tensor
+    confusion: Tensor
+
+    @property
+    def images(self) -> list[float]:
+        """Dice of each image, in order."""
+        return image_scores(self.counts).tolist()
 
 
 def overall_scores(counts: Tensor) -> Scores:
     """Scores of all images, from their counts (N, 4) or (N, C, 4).
 
-    `dice` and `iou` are means over images (with one class, `dice` is Kaggle's metric); `micro_dice` and
-    `micro_iou` are those of all pixels pooled, and `accuracy` is the share of pixels that are right. Of several
+    `dice` and `iou` are means over images (with one class, `dice` is Kaggle's metric); `micro_dice`, `micro_iou`,
+    `precision` and `recall` are those of all pixels pooled, and `accuracy` is the share that is right. Of several
     classes, these are means over the classes, the background among them, and NAME/NUMBER is that of each class
     that is shown or predicted.
     """
@@ -171,9 +199,11 @@ def overall_scores(counts: Tensor) -> Scores:
         "iou": iou_scores(counts).nanmean(0),
         "micro_dice": dice_scores(pooled)[0],
         "micro_iou": iou_scores(pooled)[0],
+        "precision": precision_scores(pooled)[0],
+        "recall": recall_scores(pooled)[0],
     }
     scores = Scores({name: values.nanmean().item() for name, values in by_class.items()})
-    scores.images = image_scores(counts).tolist()
+    scores.counts = counts
     both, predicted, target, pixels = pooled[0].unbind(-1)
     multiclass = counts.dim() == 3
     right = both.sum() if multiclass else pixels - predicted - target + 2 * both
@@ -192,6 +222,42 @@ def describe(scores: dict[str, float], images: str) -> str:
         name, _, number = name.partition("/")
         lines[number and f"class {number}"].append(f"{name} {value:.4f}")
     return "\n".join(f"{what or images}: {', '.join(values)}" for what, values in lines.items())
+
+
+def save_scores(scores: Scores, names: Sequence[str], folder: Path) -> None:
+    """Write a row for each image, the worst first, into `folder`/scores.csv, and of several classes the shares of
+    each true class that are predicted as this and that into confusion.csv."""
+    counts, several = scores.counts, scores.counts.dim() == 3
+    shown = counts[:, 1:, 2].sum(1) if several else counts[:, 2]
+    columns = {
+        "dice": image_scores(counts),
+        "iou": image_scores(counts, iou_scores),
+        "precision": image_scores(counts, precision_scores),
+        "recall": image_scores(counts, recall_scores),
+        "foreground": shown / counts.flatten(1)[:, 3].clamp(min=1),  # of the target
+    }
+    if several:
+        columns |= {f"dice/{number}": dice for number, dice in enumerate(dice_scores(counts).T)}
+        _write_table(folder / "confusion.csv", confusion_table(scores.confusion))
+    rows = torch.stack(tuple(columns.values()), dim=1).tolist()
+    rows = sorted(zip(names, rows, strict=True), key=lambda row: row[1][0])
+    _write_table(folder / "scores.csv", [["name", *columns], *([name, *map(_cell, row)] for name, row in rows)])
+
+
+def confusion_table(confusion: Tensor) -> list[list[str]]:
+    """The cells of a table with a row for each true class: the shares of it that are predicted as each class."""
+    shares = (confusion / confusion.sum(1, keepdim=True)).tolist()
+    head = ["target / predicted", *map(str, range(len(shares)))]
+    return [head, *([str(number), *map(_cell, row)] for number, row in enumerate(shares))]
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6f}"
+
+
+def _write_table(path: Path, rows: list[list[str]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 class AtSize(nn.Module):
@@ -236,19 +302,23 @@ def check_accuracy(
     group.broadcast_buffers(model)
     # These stand for a share without images.
     counts, losses = [torch.empty(0, dtype=torch.int64, device=device)], [torch.empty(0, device=device)]
-    sizes = set()
+    sizes, confusion = set(), torch.zeros((), dtype=torch.int64, device=device)
     with evaluating(model):
         for images, masks in loader:
             images, targets = images.to(device), masks.to(device)
             sizes.add(tuple(masks.shape[1:]))
             with autocast(device, precision):
                 logits = model(images)
-            counts.append(compare(logits, targets)[2])
+            predicted, true, overlap = compare(logits, targets)
+            counts.append(overlap)
+            if overlap.dim() == 3:
+                confusion = confusion + count_confusion(predicted, true, overlap.shape[1]).sum(0)
             if loss_fn is not None:
                 targets = targets.unsqueeze(1) if targets.is_floating_point() else targets
                 losses.append((loss_fn(logits.float(), targets) * len(images)).reshape(1))
     counts = group.gather(torch.cat(counts))
     scores = overall_scores(counts)
+    scores.confusion = sum(group.all_gather(confusion.cpu()))
     if loss_fn is not None:
         scores["loss"] = sum(group.all_gather(torch.cat(losses).sum().item())) / len(counts)
     size = "{1}x{0}".format(*sizes.pop()) if len(sizes) == 1 else "their own sizes"

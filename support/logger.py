@@ -1,5 +1,6 @@
 """A run's curves, for TensorBoard: `tensorboard --logdir runs`."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,12 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+def markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """A table, the first row of which is its head."""
+    head, *lines = (f"| {' | '.join(map(str, row))} |\n" for row in rows)
+    return "".join((head, "|---" * len(rows[0]) + "|\n", *lines))
 
 
 class Logger:
@@ -29,8 +36,15 @@ class Logger:
         if not installed:
             print("tensorboard is not installed, so this run logs no curves (pip install tensorboard)")
 
-    def add(self, part: str, step: int, values: dict[str, float], grid: Path | None = None) -> None:
-        """Write the values after so many steps, and the image in the file `grid`."""
+    def add(
+        self,
+        part: str,
+        step: int,
+        values: dict[str, float],
+        grid: Path | None = None,
+        confusion: list[list[str]] | None = None,
+    ) -> None:
+        """Write the values after so many steps, the image in the file `grid`, and the rows of a table."""
         if not self.enabled:
             return
         try:
@@ -40,6 +54,8 @@ class Logger:
             if grid is not None and grid.exists():
                 with Image.open(grid) as image:
                     writer.add_image("grid", np.asarray(image), step, dataformats="HWC")
+            if confusion is not None:
+                writer.add_text("confusion", markdown(confusion), step)
             writer.flush()
         except OSError as error:  # no reason to stop: a full disk gets its refusal from the next checkpoint
             print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without curves")
@@ -50,8 +66,7 @@ class Logger:
 
         writer = self.writers[part] = SummaryWriter(self.folder / part, purge_step=step)
         if len(self.writers) == 1:
-            rows = "".join(f"| {name} | {value} |\n" for name, value in self.constants.items())
-            writer.add_text("constants", f"| constant | value |\n|---|---|\n{rows}", step)
+            writer.add_text("constants", markdown([("constant", "value"), *self.constants.items()]), step)
         return writer
 
     def close(self) -> None:

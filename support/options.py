@@ -24,6 +24,7 @@ RULES = {
     "MIN_STEPS": (lambda v: v >= 1, "1 or more"),
     "ACCUMULATION_STEPS": (lambda v: v >= 1, "1 or more"),
     "NUM_EPOCHS": (lambda v: v == "auto" or v >= 1, '1 or more, or "auto"'),
+    "PATIENCE": (lambda v: v >= 0, "a number of epochs, or 0"),
     "PROGRESSIVE_RESIZING": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "CROP": (lambda v: v >= 0, "0 for none, or pixels"),
     "IMAGE_HEIGHT": (lambda v: v == "auto" or v >= 1, "1 or more"),

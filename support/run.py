@@ -69,11 +69,13 @@ class Run:
         for param_group in optimizer.param_groups:
             param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
         self.num_epochs, self.save_seconds = constants["NUM_EPOCHS"], constants["SAVE_MINUTES"] * 60
+        self.patience = constants["PATIENCE"]
         self.half_share, self.clock = constants["PROGRESSIVE_RESIZING"], Clock(constants["TIME_LIMIT"] * 60)
         self.epoch = self.step = 0
         self.loss_sum = torch.zeros((), device=group.device)  # over the epoch's steps
         self.losses: list[Tensor] = []  # of the steps since the last look, left on the device
         self.best_dice = -1.0
+        self.full_size_dice: list[float] = []  # of each epoch that PATIENCE counts
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.asks_always = group.world_size == 1 or group.device.type == "cpu"  # GPUs would wait for each other
         self.last_save = time.monotonic()
@@ -101,8 +103,14 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all epochs are done and validated, or the time is over."""
-        return self.epoch >= self.num_epochs or (self.clock.share == 1 and self.step == 0)
+        """Whether all epochs are done and validated, or the time or the patience is over."""
+        return self.epoch >= self.num_epochs or ((self.clock.share == 1 or self.is_stuck) and self.step == 0)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether PATIENCE is over: so many epochs at full size have passed since the best of these."""
+        scores = self.full_size_dice
+        return bool(scores) and 0 < self.patience < len(scores) - scores.index(max(scores))
 
     @property
     def half_size(self) -> bool:
@@ -127,6 +135,7 @@ class Run:
             "loss_sum": self.group.mean(self.loss_sum),
             "losses": self.group.mean(torch.stack(self.losses)) if self.losses else torch.empty(0),
             "best_dice": self.best_dice,
+            "full_size_dice": self.full_size_dice,
             "half_size": self.half_size,
             "num_threads": torch.get_num_threads(),
             "elapsed": self.clock.elapsed,
@@ -165,6 +174,8 @@ class Run:
                 limit = f"NUM_EPOCHS {self.epoch}"
                 if self.clock.share == 1:
                     limit = f"TIME_LIMIT {self.clock.seconds / 60:g}"
+                elif self.is_stuck:
+                    limit = f"PATIENCE {self.patience}"
                 print(f"{limit} is reached: give a larger one to train on")
         except BadInput:
             raise
@@ -189,6 +200,7 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
         # The same share of the epoch is done, if it has another number of steps now.
         self.epoch, self.best_dice, steps = state["epoch"], state["best_dice"], len(self.batches)
+        self.full_size_dice = list(state.get("full_size_dice", ()))
         share = steps / state.get("steps_per_epoch", steps)
         self.step = round(share * state["step"])
         self.losses = list(state["losses"].to(self.group.device)) if share == 1 and "loss_sum" in state else []
@@ -281,6 +293,10 @@ class Run:
         self.clock.end_validation()
         is_best = dice > self.best_dice  # never so for a NaN
         self.best_dice = dice if is_best else self.best_dice
+        if not self.half_size:
+            self.full_size_dice.append(dice)
+        if self.is_stuck:
+            print(f"no better validation Dice in {counted(self.patience, 'epoch')}: the run ends")
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         self.loss_sum = torch.zeros_like(self.loss_sum)
         self.last_record = None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from support.reading import IGNORED, Size
 # Okabe and Ito's palette, which colour-blind people can tell apart: https://jfly.uni-koeln.de/color/
 FALSE_POSITIVE = (230, 159, 0)
 FALSE_NEGATIVE = (86, 180, 233)
-BOUNDARY = (213, 94, 0)
+# Of the boundary in an overlay: the one that stands out.
+STRONG = np.array([(255, 0, 255), (0, 255, 255), (255, 255, 0), (0, 255, 0), (255, 64, 0), (30, 80, 255)], np.uint8)
 # Of classes from 1 up, and then again: that palette, and what is farthest from all before it to the eye, with and
 # without red-green blindness. Class 0 is black and what is ignored gray.
 COLOURS = [
@@ -29,8 +31,7 @@ PALETTE = np.array([(0, 0, 0), *(COLOURS[k % len(COLOURS)] for k in range(IGNORE
 TEMPLATE = Path(__file__).with_name("page.html")
 INK, PAPER, FRAME = (32, 32, 32), (255, 255, 255), (200, 200, 200)
 GAP = 8  # pixels between panels
-LEGEND = 52  # pixels of width for a class of the legend
-ROWS = 64  # of a mask that are made at a time, shared by classes
+ROWS = 64  # that are scaled at a time, shared by classes
 SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
 
 
@@ -47,11 +48,27 @@ class Prediction(NamedTuple):
 
 def scale_to_mask(logits: np.ndarray, size: Size, threshold: float = 0.0) -> np.ndarray:
     """The mask of (height, width) in which logits, float32 (h, w), exceed `threshold` when they are scaled to it as
-    `F.interpolate` does: boolean. Of several classes' logits, (C, h, w), it is the number of the highest: uint8.
+    `F.interpolate` does: boolean. Of several classes' logits, (C, h, w), it is the number of the highest: uint8."""
+    mask = torch.empty(size, dtype=torch.bool if logits.ndim == 2 else torch.uint8)
+    for rows, scaled in _scaled_rows(logits, size):
+        mask[rows] = scaled[0] > threshold if len(scaled) == 1 else scaled.argmax(0).byte()
+    return mask.numpy()
 
-    Rows are made some at a time, since logits of a large image at full size take four times its memory for each
-    class.
-    """
+
+def scale_to_probability(logits: np.ndarray, size: Size, *, foreground: bool = False) -> np.ndarray:
+    """The probability of the foreground, uint16 (H, W), where 65535 is 1, from logits that are scaled to `size`. Of
+    several classes it is that of the predicted one or, for the `foreground`, of all but the background."""
+    probability = np.empty(size, np.uint16)
+    for rows, scaled in _scaled_rows(logits, size):
+        shares = scaled.sigmoid() if len(scaled) == 1 else scaled.softmax(0)
+        share = 1 - shares[0] if foreground and len(scaled) > 1 else shares.amax(0)
+        probability[rows] = (65535 * share).round()
+    return probability
+
+
+def _scaled_rows(logits: np.ndarray, size: Size) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Some rows at a time, and logits (C, rows, width) there: at full size, those of a large image would take four
+    times its memory for each class."""
     height, width = size
     source = torch.from_numpy(logits.reshape(-1, *logits.shape[-2:]))
     wide = F.interpolate(source[None], (source.shape[1], width), mode="bilinear", align_corners=False)[0]
@@ -59,11 +76,9 @@ def scale_to_mask(logits: np.ndarray, size: Size, threshold: float = 0.0) -> np.
     above = centres.long()
     below = (above + 1).clamp(max=source.shape[1] - 1)
     weight = (centres - above)[:, None]
-    mask = torch.empty(size, dtype=torch.bool if len(source) == 1 else torch.uint8)
-    for rows in torch.arange(height).split(max(4, ROWS // len(source))):
-        scaled = torch.lerp(wide[:, above[rows]], wide[:, below[rows]], weight[rows])
-        mask[rows] = scaled[0] > threshold if len(source) == 1 else scaled.argmax(0).byte()
-    return mask.numpy()
+    step = max(4, ROWS // len(source))
+    for rows in (slice(top, top + step) for top in range(0, height, step)):
+        yield rows, torch.lerp(wide[:, above[rows]], wide[:, below[rows]], weight[rows])
 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:
@@ -78,19 +93,47 @@ def save_mask(mask: np.ndarray, path: Path) -> None:
         image.save(part, "PNG", compress_level=1)  # half the time of the default
 
 
-def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
-    """Write a image, uint8 (H, W, 3), as a JPEG with its (H, W) mask drawn in: of a boolean one the boundary,
-    of classes, uint8, a tint in each one's colour."""
-    width = 2 * max(1, min(mask.shape) // 400) + 1  # pixels, half of them on either side
-    square = np.ones((width, width), np.uint8)
-    drawn = image.copy()
-    if mask.dtype == bool:
-        drawn[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0] = BOUNDARY
-    else:
-        tinted = mask > 0
-        drawn[tinted] = drawn[tinted] // 2 + PALETTE[mask[tinted]] // 2
+def save_probability(probability: np.ndarray, path: Path) -> None:
+    """Write a probability, uint16 (H, W), as a gray PNG of 16 bits."""
     with whole_file(path) as part:
-        Image.fromarray(drawn).save(part, "JPEG", quality=90)
+        Image.fromarray(probability).save(part, "PNG", compress_level=1)
+
+
+def save_cutout(image: np.ndarray, probability: np.ndarray, path: Path) -> None:
+    """Write an image, uint8 (H, W, 3), as a PNG that is as opaque as the probability, uint16 (H, W), is high."""
+    alpha = (probability // 257).astype(np.uint8)
+    cutout = np.dstack((image, alpha))
+    cutout[alpha == 0] = 0  # what can't be seen needs no room
+    with whole_file(path) as part:
+        Image.fromarray(cutout).save(part, "PNG", compress_level=1)
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
+    """Write a image, uint8 (H, W, 3), as a JPEG with the boundary of its (H, W) mask and a faint fill: of a boolean
+    one in a colour that stands out from the image, of classes, uint8, in each one's colour, with a legend below."""
+    width = max(1, round(max(mask.shape) / 300))  # pixels
+    square = np.ones((width + 1, width + 1), np.uint8)
+    numbers = mask.astype(np.uint8)
+    highest = cv2.dilate(numbers, square)
+    line = highest != cv2.erode(numbers, square)
+    colours, share = PALETTE, 0.35
+    if mask.dtype == bool and line.any():
+        colours, share = np.array([INK, _standing_out(image[line])], np.uint8), 0.2
+    drawn, filled = image.copy(), numbers > 0
+    drawn[filled] = (1 - share) * image[filled] + share * colours[numbers[filled]]
+    drawn[line] = colours[highest[line]]
+    if mask.dtype != bool and filled.any():
+        classes = {number: _css(number) for number in np.unique(mask[filled]).tolist()}
+        drawn = np.vstack((drawn, _legend(classes, mask.shape[1], max(15, max(mask.shape) // 60))))
+    with whole_file(path) as part:
+        Image.fromarray(drawn).save(part, "JPEG", quality=90, subsampling=0)  # thin lines keep their colour
+
+
+def _standing_out(pixels: np.ndarray) -> np.ndarray:
+    """The one of the STRONG colours that is farthest, to the eye, from the mean of pixels, uint8 (N, 3)."""
+    colours = np.vstack((STRONG, pixels.mean(0, keepdims=True))).astype(np.float32) / 255
+    lab = cv2.cvtColor(colours[None], cv2.COLOR_RGB2LAB)[0]
+    return STRONG[np.linalg.norm(lab[:-1] - lab[-1], axis=1).argmax()]
 
 
 def save_errors(row: Prediction, path: Path) -> None:
@@ -126,7 +169,24 @@ def classes_in(rows: list[Prediction]) -> dict[int, str]:
     """The classes in some target or prediction, and their colours as CSS has them; empty for boolean masks."""
     masks = [mask for row in rows for mask in (row.target, row.prediction) if mask.dtype != bool]
     found = sorted({number for mask in masks for number in np.unique(mask).tolist()} - {IGNORED})
-    return {number: "#" + PALETTE[number].tobytes().hex() for number in found}
+    return {number: _css(number) for number in found}
+
+
+def _css(number: int) -> str:
+    return "#" + PALETTE[number].tobytes().hex()
+
+
+def _legend(classes: dict[int, str], width: int, size: int = 15) -> np.ndarray:
+    """The numbers of classes beside their colours, uint8 (H, width, 3), in as many lines as it takes."""
+    cell, line = round(3.5 * size), round(1.5 * size)  # pixels
+    a_line = max(1, (width - GAP) // cell)
+    legend = Image.new("RGB", (width, line * math.ceil(len(classes) / a_line)), PAPER)
+    draw, font = ImageDraw.Draw(legend), ImageFont.load_default(size)
+    for place, (number, colour) in enumerate(classes.items()):
+        x, y = GAP + place % a_line * cell, place // a_line * line + size // 4
+        draw.rectangle((x, y, x + 0.8 * size, y + 0.8 * size), colour)
+        draw.text((x + 1.1 * size, y + 0.4 * size), str(number), INK, font, anchor="lm")
+    return np.asarray(legend)
 
 
 def draw_grid(rows: list[Prediction], path: Path) -> None:
@@ -140,8 +200,8 @@ def draw_grid(rows: list[Prediction], path: Path) -> None:
     columns = ["image", "target", "prediction", "errors"]
     grid_width = len(columns) * (width + GAP) + GAP
     classes = classes_in(rows)
-    a_line = (grid_width - GAP) // LEGEND  # classes in a line of the legend
-    head = line * (1 + math.ceil(len(classes) / a_line))
+    legend = _legend(classes, grid_width) if classes else np.empty((0, grid_width, 3))
+    head = line + len(legend)
     grid = Image.new("RGB", (grid_width, head + len(rows) * (line + height + GAP)), PAPER)
     draw = ImageDraw.Draw(grid)
     for column, title in enumerate(columns):
@@ -150,13 +210,10 @@ def draw_grid(rows: list[Prediction], path: Path) -> None:
     x = grid.width - GAP - width + draw.textlength("errors: ", font)
     if classes:
         draw.text((x, 2), "colour of the true class", INK, font)
+        grid.paste(Image.fromarray(legend), (0, line))
     else:
         draw.text((x, 2), "missed", FALSE_NEGATIVE, font)
         draw.text((x + draw.textlength("missed ", font), 2), "too much", FALSE_POSITIVE, font)
-    for place, (number, colour) in enumerate(classes.items()):
-        x, y = GAP + place % a_line * LEGEND, line * (1 + place // a_line)
-        draw.rectangle((x, y + 4, x + 12, y + 16), colour)
-        draw.text((x + 17, y + 2), str(number), INK, font)
 
     for number, row in enumerate(rows):
         top = head + number * (line + height + GAP)

@@ -1,6 +1,7 @@
 """Several classes, from index masks to index masks; the set at the end is rendered."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import write_pairs
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -177,6 +179,8 @@ def test_scores_by_hand():
             "iou": (1 / 3 + 1 / 4 + 1 / 2) / 3,
             "micro_dice": (1 / 2 + 4 / 9 + 2 / 3) / 3,
             "micro_iou": (1 / 3 + 2 / 7 + 1 / 2) / 3,
+            "precision": (1 / 2 + 1 / 3 + 1) / 3,
+            "recall": (1 / 2 + 2 / 3 + 1 / 2) / 3,
             "accuracy": 6 / 11,
             "dice/0": 1 / 2,
             "dice/1": 1 / 3,
@@ -190,6 +194,12 @@ def test_scores_by_hand():
             "micro_iou/0": 1 / 3,
             "micro_iou/1": 2 / 7,
             "micro_iou/2": 1 / 2,
+            "precision/0": 1 / 2,
+            "precision/1": 1 / 3,
+            "precision/2": 1,
+            "recall/0": 1 / 2,
+            "recall/1": 2 / 3,
+            "recall/2": 1 / 2,
         }
     )
     assert "dice/2" not in overall_scores(counts[:1]) and overall_scores(counts[:1])["dice"] == pytest.approx(
@@ -215,10 +225,11 @@ def test_check_accuracy_prints_a_line_for_each_class(batch_size, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("2 images at 6x1: dice 0.5000, iou 0.3611, ") and ", loss " in lines[0]
     assert lines[1:] == [
-        "class 0: dice 0.5000, iou 0.3333, micro_dice 0.5000, micro_iou 0.3333",
-        "class 1: dice 0.3333, iou 0.2500, micro_dice 0.4444, micro_iou 0.2857",
-        "class 2: dice 0.6667, iou 0.5000, micro_dice 0.6667, micro_iou 0.5000",
+        "class 0: dice 0.5000, iou 0.3333, micro_dice 0.5000, micro_iou 0.3333, precision 0.5000, recall 0.5000",
+        "class 1: dice 0.3333, iou 0.2500, micro_dice 0.4444, micro_iou 0.2857, precision 0.3333, recall 0.6667",
+        "class 2: dice 0.6667, iou 0.5000, micro_dice 0.6667, micro_iou 0.5000, precision 1.0000, recall 0.5000",
     ]
+    assert scores.confusion.tolist() == [[1, 1, 0], [1, 2, 0], [0, 3, 3]]
 
 
 # Pictures
@@ -258,7 +269,12 @@ def test_pictures_show_classes_errors_and_what_is_ignored(tmp_path):
     draw_overlay(np.full((40, 240, 3), 200, np.uint8), truth, tmp_path / "overlay.jpg")
     overlay = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int)
     assert abs(overlay[10:30, 10:50] - 200).max() < 5
-    assert abs(overlay[10:30, 70:110] - (100 + PALETTE[1] // 2)).max() < 12
+    assert abs(overlay[10:30, 70:110] - (0.65 * 200 + 0.35 * PALETTE[1])).max() < 12
+    assert overlay.shape[0] > 40  # a legend below, of what is there and no more
+    first, second, third = (overlay[42:, x : x + 52].reshape(-1, 3) for x in (8, 60, 112))
+    for part, number in ((first, 1), (second, 2), (third, IGNORED)):
+        assert (abs(part - PALETTE[number]).max(1) < 20).sum() > 100
+    assert (overlay[42:, 164:] > 240).all()
 
 
 def test_logits_of_classes_scale_as_pytorch_scales_them():
@@ -388,6 +404,38 @@ def test_more_classes_than_the_masks_have_and_what_is_ignored(striped, capsys):
     assert np.mean([np.asarray(p)[:, :36] == truth for p in predictions]) == pytest.approx(
         float(accuracy), abs=1e-4
     )
+
+
+def test_tables_say_which_images_are_bad_and_which_class_is_taken_for_which(striped):
+    out = striped / "out"
+    train.main(words(striped, out, *SMALL, "--NUM_CLASSES", "4"))
+    folder, confusion, expected = out / "saved_images/epoch_001", np.zeros((4, 4)), {}
+    for name in "yz":
+        predicted = np.asarray(Image.open(folder / f"{name}_pred.png"))
+        truth = np.asarray(Image.open(out / f"saved_images/images/{name}_target.png"))
+        predicted, truth = predicted[truth != IGNORED], truth[truth != IGNORED]
+        np.add.at(confusion, (truth, predicted), 1)
+        pairs = [(predicted == number, truth == number) for number in range(4)]
+        dice = [2 * (p & t).sum() / (p.sum() + t.sum()) if (p | t).any() else None for p, t in pairs]
+        expected[f"{name}.jpg"] = [np.mean([d for d in dice if d is not None]), (truth > 0).mean(), *dice]
+
+    def table(file: str) -> list[list[str | float | None]]:
+        with open(folder / file, newline="") as opened:
+            head, *rows = csv.reader(opened)
+        return [head, *([row[0], *(float(cell) if cell else None for cell in row[1:])] for row in rows)]
+
+    head, *rows = table("scores.csv")
+    assert ",".join(head) == "name,dice,iou,precision,recall,foreground,dice/0,dice/1,dice/2,dice/3"
+    assert {row[0]: pytest.approx([row[1], *row[5:]], abs=1e-5) for row in rows} == expected
+    assert [row[1] for row in rows] == sorted(row[1] for row in rows)
+    head, *rows = table("confusion.csv")
+    assert head == ["target / predicted", "0", "1", "2", "3"] and rows[3] == ["3", None, None, None, None]
+    shares = confusion[:3] / confusion[:3].sum(1, keepdims=True)
+    np.testing.assert_allclose([row[1:] for row in rows[:3]], shares, atol=1e-5)
+    events = EventAccumulator(str(out / "runs/val")).Reload()
+    text = events.Tensors("confusion/text_summary")[0].tensor_proto.string_val[0].decode()
+    first = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
+    assert [float(cell) for cell in first] == pytest.approx([0, *shares[0]], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,10 +21,11 @@ from PIL import Image
 
 import predict
 import train
+from support.coco import outlines
 from support.device import autocast
 from support.errors import run_script
 from support.reading import read_image
-from support.visualize import draw_overlay, scale_to_mask
+from support.visualize import STRONG, draw_overlay, scale_to_mask
 
 ROOT = Path(__file__).parent.parent
 
@@ -195,6 +198,21 @@ def test_an_outline_is_drawn_along_the_mask(run, trained, tmp_path):
     colourful = np.ptp(drawn, axis=2) > 60
     assert colourful[48:52, 110:190].any(axis=0).all() and colourful[60:140, 98:102].any(axis=1).all()
     assert not colourful[:40].any() and not colourful[62:138, 112:188].any()
+    assert 10 < np.ptp(drawn[62:138, 112:188].mean((0, 1))) < 60  # a faint fill
+
+
+@pytest.mark.parametrize("colour", [*STRONG.tolist(), [0, 0, 0], [128, 128, 128], [245, 245, 245], [200, 90, 50]])
+def test_an_outline_stands_out_from_any_image_and_fits_its_size(tmp_path, colour):
+    for size in ((60, 90), (400, 600), (1200, 3000)):
+        mask = np.zeros(size, bool)
+        mask[size[0] // 3 :, size[1] // 3 :] = True
+        draw_overlay(np.full((*size, 3), colour, np.uint8), mask, tmp_path / "drawn.jpg")
+        row = np.asarray(Image.open(tmp_path / "drawn.jpg"))[size[0] // 2]  # across the line
+        lab = cv2.cvtColor(row[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+        apart = np.linalg.norm(lab - lab[0], axis=1)
+        line = np.flatnonzero(apart > 60)
+        assert abs(len(line) - max(1, size[1] / 300)) <= 1 and abs(line.mean() - size[1] / 3) <= 2
+        assert apart[-1] > 5  # the fill
 
 
 def test_scores_are_those_of_the_written_masks(run, trained, capsys):
@@ -216,6 +234,99 @@ def test_scores_are_those_of_the_written_masks(run, trained, capsys):
     worst = sorted((score, stem) for stem, score in dice.items())
     named = re.findall(r"^(\d\.\d{4}) .*/(\w+)\.jpg$", printed, re.MULTILINE)
     assert named == [(f"{score:.4f}", stem) for score, stem in worst]
+
+
+@pytest.fixture(params=[1, 3])
+def classes(request, trained, tmp_path) -> tuple[Path, int]:
+    """A checkpoint and the number of its classes: the trained network's, or weights that draw many small parts."""
+    if request.param == 1:
+        return trained / "best_checkpoint.pth.tar", 1
+    torch.manual_seed(0)
+    torch.save(predict.UNET(3, 3, [4, 8]).state_dict(), tmp_path / "three.pth")
+    return tmp_path / "three.pth", 3
+
+
+def test_probabilities_and_cutouts_are_those_of_the_scaled_logits(classes, tmp_path):
+    checkpoint, number = classes
+    picture((481, 321)).save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    words = ["--CHECKPOINT", str(checkpoint), "--OUT", str(out), *([] if number > 1 else ["--THRESHOLD", "0.7"])]
+    predict.main([str(tmp_path / "photo.png"), *words, "--PROBABILITY", "--CUTOUT"])
+    model, size, _, precision = predict.load_network(checkpoint, torch.device("cpu"))
+    image = torch.from_numpy(read_image(tmp_path / "photo.png", size)).permute(2, 0, 1)[None] / 255
+    logits = torch.from_numpy(predict.predict_logits(model, image, flip=False, precision=precision))
+    logits = F.interpolate(logits.view(1, -1, *size), (321, 481), mode="bilinear", align_corners=False)[0]
+    shares = torch.cat((torch.zeros_like(logits), logits))[-2:] if number == 1 else logits
+    shares = shares.softmax(0)
+    with Image.open(out / "photo_probability.png") as written:
+        assert written.mode == "I;16"
+        probability = np.asarray(written) / 65535
+    np.testing.assert_allclose(probability, shares[1] if number == 1 else shares.amax(0), atol=2e-5)
+    with Image.open(out / "photo_cutout.png") as cutout:
+        assert cutout.mode == "RGBA"
+        cutout = np.asarray(cutout)
+    with Image.open(out / "photo.png") as mask:
+        mask = np.asarray(mask) > 0
+    seen = cutout[..., 3] > 0
+    assert (cutout[..., :3][seen] == np.asarray(Image.open(tmp_path / "photo.png"))[seen]).all()
+    if number == 1:  # half transparent where the probability is the threshold
+        sure = abs(cutout[..., 3] / 255 - 0.5) > 0.01
+        assert (mask == (cutout[..., 3] > 127))[sure].all() and 0 < mask.mean() < 1
+        assert ((cutout[..., 3] > 10) & (cutout[..., 3] < 245)).mean() > 0
+    else:
+        np.testing.assert_allclose(cutout[..., 3] / 255, 1 - shares[0], atol=5e-3)
+
+
+def fill(ring: list[float], size: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centres lie in a polygon of upright and level lines: those left of which it has been crossed
+    an odd number of times. What is gone there and back has been crossed twice."""
+    inside = np.zeros(size, bool)
+    corners = np.reshape(ring, (-1, 2)).tolist()
+    for (x, top), (other_x, bottom) in zip(corners, corners[1:] + corners[:1], strict=True):
+        if x == other_x:
+            inside[min(top, bottom) : max(top, bottom), x:] ^= True
+    return inside
+
+
+def test_polygons_are_the_masks_to_the_pixel_holes_and_all(classes, trained, tmp_path):
+    checkpoint, number = classes
+    file, out = tmp_path / "new/polygons.json", tmp_path / "out"
+    for name, size in (("a.png", (97, 64)), ("b.jpg", (120, 150))):
+        picture(size, seed=3).save(tmp_path / name)
+    words = [str(tmp_path / name) for name in ("a.png", "b.jpg")] + ["--CHECKPOINT", str(checkpoint)]
+    predict.main([*words, "--OUT", str(out), "--POLYGONS", str(file)])
+    coco = json.loads(file.read_text())
+    assert [(image["file_name"], image["width"], image["height"]) for image in coco["images"]] == [
+        ("a.png", 97, 64),
+        ("b.jpg", 120, 150),
+    ]
+    names = ["foreground"] if number == 1 else ["class 1", "class 2"]
+    assert coco["categories"] == [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    assert [part["id"] for part in coco["annotations"]] == list(range(1, len(coco["annotations"]) + 1))
+    for image in coco["images"]:
+        mask = np.asarray(Image.open(out / f"{Path(image['file_name']).stem}.png"))
+        for category in coco["categories"]:
+            drawn = np.zeros_like(mask, int)
+            parts = [part for part in coco["annotations"] if part["image_id"] == image["id"]]
+            for part in (part for part in parts if part["category_id"] == category["id"]):
+                (ring,) = part["segmentation"]
+                shape = fill(ring, mask.shape)
+                y, x = np.nonzero(shape)
+                assert part["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+                assert part["area"] == shape.sum() and part["iscrowd"] == 0
+                drawn += shape
+            np.testing.assert_array_equal(drawn, mask == (255 if number == 1 else category["id"]))
+
+
+def test_outlines_of_noise_and_of_nothing():
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.6, 0.9, 1.0):
+        mask = rng.random((40, 61)) < share
+        rings = outlines(mask)
+        np.testing.assert_array_equal(sum(fill(ring.ravel(), mask.shape) for _, ring in rings), mask)
+        parts = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[0] - 1
+        assert len(rings) == parts
+    assert outlines(np.zeros((5, 5), bool)) == [] == outlines(np.zeros((5, 5), np.uint8))
 
 
 def test_only_the_ten_worst_are_named(run, trained, capsys):
@@ -295,7 +406,7 @@ def test_good_and_bad_images_mixed(run, trained, tmp_path, capsys):  # case 87
     named = [line for line in output.err.splitlines() if "can't be read as an image" in line]
     assert [Path(line.partition(": ")[0]).name for line in named] == [f"broken_{i:02d}.jpg" for i in range(20)]
     last = output.err.splitlines()[-1]
-    assert last == f"23 of 28 images could not be used; {tmp_path}/submission.csv lacks them"
+    assert last == f"23 of 28 images could not be used; they are missing in {tmp_path}/submission.csv"
     assert contents(tmp_path / "out").keys() == {f"{3:012x}_{view:02d}.png" for view in range(1, 6)}
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == 6
     assert contents(images) == before
@@ -366,6 +477,8 @@ def test_two_images_for_one_mask(run, trained, tmp_path, capsys):  # case 88
     picture((96, 64)).save(other)
     error = refused(lambda: run(images, other.parent), capsys)
     assert f"{other}: its mask would have the name of that of {one}. Rename one of the two." in error
+    other = other.rename(tmp_path / f"in/{one.stem}_cutout.png")
+    assert f"of that of {one}. Rename" in refused(lambda: run(one, other, "--CUTOUT"), capsys)
     assert not (tmp_path / "out").exists()
     assert len(contents(run(images, one, images))) == 5  # the same image twice is no such case
 
@@ -393,6 +506,10 @@ def test_inputs_and_places_that_cant_be_used(run, trained, tmp_path, capsys):  #
         ([images, "--OVERLYA"], "--OVERLYA: no such option. Perhaps you meant --OVERLAY."),
         ([images, "--OUT", ""], "OUT: empty, so there is nowhere to write to."),
         ([images, "--SUBMISSION", "x.csv", "--OUT", "", "--OVERLAY"], "OUT: empty, so there is nowhere"),
+        ([images, "--SUBMISSION", "x.csv", "--OUT", "", "--CUTOUT"], "OUT: empty, so there is nowhere"),
+        ([images, "--POLYGONS", "x.json", "--OUT", "", "--PROBABILITY"], "OUT: empty, so there is nowhere"),
+        ([images, "--POLYGONS", tmp_path / "empty"], "empty: a folder. Give --POLYGONS a file's name"),
+        ([images, "--POLYGONS", "x", "--SUBMISSION", "./x"], "POLYGONS: the same file as SUBMISSION."),
         ([images, "--OUT", tmp_path / "file"], "file: can't be written to (File exists). Give another --OUT."),
         ([images, "--SUBMISSION", tmp_path / "empty"], "empty: a folder. Give --SUBMISSION a file's name"),
         ([f"{images}/{3:012x}_01.jpg", "--MASK_DIR", trained / "train_masks"], "_01.jpg: no mask in "),

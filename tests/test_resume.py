@@ -215,6 +215,37 @@ def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, ca
     assert bool(changed or printed != scores) == bool(piece), changed[:5]
 
 
+def test_patience_counts_epochs_at_full_size_and_over_interruptions(folders, tmp_path, monkeypatch, capsys):
+    half_size, full_size = [0.9, 0.1, 0.1, 0.1, 0.1], [0.3, 0.2, 0.5, 0.4, 0.45]
+    check_accuracy = train.check_accuracy
+
+    def script() -> None:
+        scores = iter(half_size + full_size)
+
+        def with_script(*args: Any, **kwargs: Any) -> Any:
+            found = check_accuracy(*args, **kwargs)
+            found["dice"] = next(scores)
+            return found
+
+        monkeypatch.setattr(train, "check_accuracy", with_script)
+
+    arguments = [*folders, "--NUM_EPOCHS", "10", "--NUM_WORKERS", "0"]
+    script()
+    train.main([*arguments, "--OUT_DIR", str(tmp_path / "all")])  # 0 goes on to the end
+    assert read_checkpoint(tmp_path / "all/my_checkpoint.pth.tar")["epoch"] == 10
+    arguments += ["--NUM_EPOCHS", "11", "--PROGRESSIVE_RESIZING", "0.46", "--PATIENCE", "2"]  # 5 of 11 epochs
+    script()
+    train.main([*arguments, "--OUT_DIR", str(tmp_path / "whole")])
+    assert "no better validation Dice in 2 epochs: the run ends" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "whole/my_checkpoint.pth.tar")["epoch"] == 10
+    script()
+    interrupted(arguments, tmp_path / "parts", [(2, 3), (8, 6), (9, 1)], monkeypatch)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+    capsys.readouterr()
+    train.main([*arguments, "--OUT_DIR", str(tmp_path / "parts"), "--LOAD_MODEL"])
+    assert "PATIENCE 2 is reached: give a larger one to train on" in capsys.readouterr().out
+
+
 def test_a_worse_epoch_never_replaces_the_best(folders, tmp_path):
     out = ["--OUT_DIR", str(tmp_path)]
     train.main([*folders, *out, "--NUM_EPOCHS", "1"])

@@ -1,3 +1,4 @@
+import csv
 import os
 import signal
 import subprocess
@@ -71,7 +72,15 @@ def test_a_run_leaves_a_checkpoint_and_pictures(folders, tmp_path, capsys):
         pictures = sorted(path.name for path in (tmp_path / "saved_images" / epoch).iterdir())
         names = [f"{3:012x}_{view:02d}" for view in range(1, 6)]
         expected = [f"{name}_{kind}.png" for name in names for kind in ("errors", "pred")]
-        assert pictures == [*expected, "grid.png", "scores.json"]
+        assert pictures == [*expected, "grid.png", "scores.csv", "scores.json"]
+    rows = list(csv.reader((tmp_path / "saved_images/epoch_002/scores.csv").open()))[1:]
+    assert [float(row[1]) for row in rows] == sorted(float(row[1]) for row in rows) and len(rows) == 5
+    for name, *scores in rows:
+        truth = np.asarray(Image.open(tmp_path / f"saved_images/images/{Path(name).stem}_target.png")) > 0
+        predicted = np.asarray(Image.open(tmp_path / f"saved_images/epoch_002/{Path(name).stem}_pred.png")) > 0
+        both, p, t = (truth & predicted).sum(), max(1, predicted.sum()), truth.sum()
+        expected = [2 * both / (predicted.sum() + t), both / (truth | predicted).sum(), both / p, both / t]
+        assert list(map(float, scores)) == pytest.approx([*expected, truth.mean()], abs=1e-5)
     mask = np.asarray(Image.open(tmp_path / "saved_images/epoch_002" / pictures[1]))
     assert mask.shape == (32, 48) and set(np.unique(mask)) <= {0, 255}
     printed = capsys.readouterr().out

@@ -19,6 +19,8 @@ from utils import (
     evaluating,
     get_loaders,
     iou_scores,
+    precision_scores,
+    recall_scores,
     save_predictions_as_imgs,
 )
 
@@ -41,6 +43,10 @@ def test_scores_by_hand():
     assert counts.tolist() == [[2, 3, 4, 8], [0, 0, 0, 8], [0, 2, 0, 8]]
     assert dice_scores(counts).tolist() == [4 / 7, 1, 0]
     assert iou_scores(counts).tolist() == [2 / 5, 1, 0]
+    assert precision_scores(counts).tolist() == [2 / 3, 1, 0]
+    assert recall_scores(counts).tolist() == [2 / 4, 1, 0]
+    nothing_predicted = torch.tensor([[0, 0, 4, 8]])
+    assert precision_scores(nothing_predicted).tolist() == recall_scores(nothing_predicted).tolist() == [0]
 
 
 def test_a_model_trains_on_after_an_evaluation_that_failed():
@@ -62,6 +68,7 @@ def test_check_accuracy_by_hand_whatever_the_batch(batch_size, capsys):
     assert scores["iou"] == pytest.approx((2 / 5 + 1 + 0) / 3)
     assert scores["micro_dice"] == pytest.approx(2 * 2 / (5 + 4))
     assert scores["micro_iou"] == pytest.approx(2 / (5 + 4 - 2))
+    assert scores["precision"] == pytest.approx(2 / 5) and scores["recall"] == pytest.approx(2 / 4)
     assert scores["accuracy"] == pytest.approx((24 - 1 - 2 - 2) / 24)
     right, wrong = np.log1p(np.exp(-4)), np.log1p(np.exp(4))
     assert scores["loss"] == pytest.approx((19 * right + 5 * wrong) / 24, rel=1e-5)
