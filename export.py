@@ -9,10 +9,9 @@ C = 1; of several that of each class. The export needs `pip install onnx onnxscr
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,12 +55,7 @@ def to_probabilities(logits: Tensor) -> Tensor:
 
 def require_extras() -> None:
     """Raise BadInput where packages are missing that nothing but the export needs."""
-    missing = []
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            import_module(name)
-        except ImportError:
-            missing.append(name)
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise BadInput(", ".join(missing), "not installed", f"Run pip install {' '.join(missing)}")
 
@@ -84,15 +78,15 @@ def trace(model: nn.Module, size: Size | None) -> ExportedProgram:
 def find_real_images(words: list[str], folder: str, size: Size) -> tuple[list[np.ndarray], str]:
     """Images, uint8 (H, W, 3), to compare on, and what they are: those that `words` name, else the first in the
     folder of validation images, else rendered cars."""
-    if words:
-        images = [read_image(path, size) for path in find_inputs(words, "", "")]
-        return images, counted(len(images), "image")
     try:
-        images = [read_image(path, size) for path in find_images(folder)[:8]]
-        return images, f"{counted(len(images), 'image')} of {folder}"
-    except BadInput:  # the checkpoint has come to another machine
+        paths = find_inputs(words, "", "") if words else find_images(folder)[:8]
+    except BadInput:  # without words, the checkpoint may have come to another machine
+        if words:
+            raise
         cars = [Image.fromarray(render(car, 2 + 5 * car)[0]) for car in range(3)]
         return [np.asarray(car.resize(size[::-1], Image.Resampling.BOX)) for car in cars], "3 rendered cars"
+    source = counted(len(paths), "image") + ("" if words else f" of {folder}")
+    return [read_image(path, size) for path in paths], source
 
 
 def make_batches(images: list[np.ndarray], fixed: bool) -> Iterator[np.ndarray]:
@@ -115,17 +109,9 @@ def compare(network: nn.Module, run: Callable[[np.ndarray], Tensor], batches: It
     return float(torch.stack(differences).max())  # NaN if there is one
 
 
-def write_onnx(program: ExportedProgram, output: str, about: dict[str, Any], path: Path) -> None:
-    """Write a program as an ONNX file, with `output` for its output's name and `about` for its metadata."""
-    names = {"input_names": ["images"], "output_names": [output]}
-    onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, **names)
-    onnx_program.model.metadata_props.update({name: str(value) for name, value in about.items()})
-    onnx_program.save(path)
-
-
 def load(path: Path) -> Callable[[np.ndarray], Tensor]:
     """What the file at `path` makes of images, uint8 (N, 3, H, W): by onnxruntime or, of a program, by torch."""
-    if ".pt2" in path.suffixes:
+    if path.stem.endswith(".pt2"):  # NAME.pt2.part
         module = torch.export.load(BytesIO(path.read_bytes())).module()
         return lambda images: module(torch.from_numpy(images))
     import onnxruntime
@@ -149,10 +135,11 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = read_checkpoint(options.checkpoint)
     network, size, classes, _ = load_network(options.checkpoint, torch.device("cpu"))
     network.to(memory_format=torch.contiguous_format)  # another one would stay in the files
-    val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "")
+    val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
     images, source = find_real_images(options.images, val_dir, size)
-    about = {"classes": classes.count, "size": f"{size[1]}x{size[0]}"}
-    about |= {name: checkpoint[name] for name in ("best_dice", "commit") if checkpoint.get(name) is not None}
+    about = {"classes": str(classes.count), "size": f"{size[1]}x{size[0]}"}
+    known = {name: checkpoint.get(name) for name in ("best_dice", "commit")}
+    about |= {name: str(value) for name, value in known.items() if value not in (None, "", -1)}  # -1: no epoch yet
 
     writable_folder(out.parent, "Give another --OUT")
     finish = to_probabilities if options.LOGITS else lambda probabilities: probabilities
@@ -160,14 +147,22 @@ def main(argv: list[str] | None = None) -> None:
         program = trace(FromPixels(network, options.LOGITS).eval(), size if options.FIXED_SIZE else None)
         torch.export.save(program, buffer := BytesIO())  # which warns about a file that doesn't end in .pt2
         pt2.write_bytes(buffer.getbuffer())
-        write_onnx(program, "logits" if options.LOGITS else "probabilities", about, onnx)
+        names = {"input_names": ["images"], "output_names": ["logits" if options.LOGITS else "probabilities"]}
+        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        onnx_program.model.metadata_props.update(about)
+        onnx_program.save(onnx)
         for path, name in ((onnx, out), (pt2, out.with_suffix(".pt2"))):
             run = load(path)
             batches = make_batches(images, options.FIXED_SIZE)
-            difference = compare(network, lambda images, run=run: finish(run(images)), batches)
+            try:
+                difference = compare(network, lambda images, run=run: finish(run(images)), batches)
+            except AssertionError as error:  # a guard of the program: the deepest level has but one row or column
+                raise BadInput(
+                    name, f"not written: {size[1]}x{size[0]} is too small", "Give --FIXED_SIZE"
+                ) from error
             finding = f"differs from {options.checkpoint} by {difference:.1e} in probability at most, on {source}"
             if not difference <= options.TOLERANCE:
-                raise BadInput(name, f"not written: {finding}", "Try --FIXED_SIZE, or give more TOLERANCE")
+                raise BadInput(name, f"not written: {finding}", "Give --FIXED_SIZE or more TOLERANCE")
             print(f"{name}: {finding}")
 
 
