@@ -6,7 +6,10 @@
     python predict.py images/ --CUTOUT --POLYGONS polygons.json     # also the objects alone, and their outlines
     python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
 
-The network sees an image at the size that it was trained at; its logits are scaled up to the image's own.
+    python predict.py test/ --CHECKPOINT a.pth.tar b.pth.tar        # the mean of several networks
+
+The network sees an image at the size that it was trained at, and its logits are scaled up to the image's own; one
+that was trained with CROP sees it at its own size, in overlapping windows.
 """
 
 import math
@@ -44,6 +47,7 @@ from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
 from support.reading import ONE_CLASS, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
+from support.sliding_window import SlidingWindow
 from support.visualize import (
     draw_overlay,
     save_cutout,
@@ -52,9 +56,9 @@ from support.visualize import (
     scale_to_mask,
     scale_to_probability,
 )
-from utils import count_classes, describe, overall_scores
+from utils import Scores, count_classes, describe, overall_scores
 
-CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it holds the network, its size, classes and precision
+CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it tells the network. Of several, the mean is taken
 OUT = "predictions/"  # gets a mask of each image, NAME.png, in 0 and 255 or in class numbers; "" writes none
 OVERLAY = False  # True also writes NAME_overlay.jpg, the image with the mask's boundary or its classes in colour
 PROBABILITY = False  # True also writes NAME_probability.png, 65535 for 1; of several classes the predicted one's
@@ -64,7 +68,7 @@ MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
 THRESHOLD = 0.5  # of the probability: a pixel above it is foreground; several classes have none
-FLIP = False  # True averages the logits with those of the mirrored image, in twice the time
+VIEWS = 1  # of an image, whose logits are averaged: 2 with its mirror image, 4 upside down, too, 8 in all ways
 
 IMAGE_HEIGHT = "auto"  # pixels that the network sees; auto is what the checkpoint says
 IMAGE_WIDTH = "auto"  # pixels
@@ -96,11 +100,11 @@ class Result(NamedTuple):
 
 def load_network(
     path: str | Path, device: torch.device, height: int | str = "auto", width: int | str = "auto"
-) -> tuple[nn.Module, Size, Classes, torch.dtype]:
+) -> tuple[nn.Module, Size | None, Classes, torch.dtype]:
     """The network in a checkpoint, ready to predict; the size of image that it sees; its classes; its precision.
 
-    Weights alone tell their network by their shapes. Raises BadInput for a checkpoint that can't be used.
-    """
+    One that was trained with CROP is in a SlidingWindow, for images of their own size, and its size is None.
+    Weights alone tell their network by their shapes. Raises BadInput for a checkpoint that can't be used."""
     checkpoint = read_checkpoint(path)
     if "constants" not in checkpoint and "auto" in (height, width):
         print(f"{path}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are taken as 240x160")
@@ -120,25 +124,58 @@ def load_network(
     model = UNET(**arguments)
     load_checkpoint(checkpoint, model)
     model.to(device, memory_format=choose_memory_format(device, precision)).eval()
+    if constants.get("CROP") and (height, width) == ("auto", "auto"):
+        model, size = SlidingWindow(model, constants["CROP"]), None
     return model, size, Classes(arguments["out_channels"], constants["IGNORE_INDEX"]), precision
 
 
-def predict_logits(model: nn.Module, images: Tensor, *, flip: bool, precision: torch.dtype) -> np.ndarray:
-    """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images, float32 (N, 3, H, W); with `flip`,
-    the mean over both hands of them."""
+class Ensemble(nn.Module):
+    """The mean of several networks' logits."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return sum(model(images).float() for model in self.models) / len(self.models)
+
+
+def load_networks(
+    paths: Sequence[str], device: torch.device, height: int | str = "auto", width: int | str = "auto"
+) -> tuple[nn.Module, Size | None, Classes, torch.dtype]:
+    """What `load_network` gives, of the Ensemble of several checkpoints. Raises BadInput if they don't fit."""
+    models, *others = zip(*(load_network(path, device, height, width) for path in paths), strict=True)
+    for name, values in zip(("size", "classes"), others, strict=False):
+        for path, value in zip(paths, values, strict=True):
+            if value != values[0]:
+                raise BadInput(
+                    path, f"its {name} is another than that of {paths[0]}", "Predict with each by itself"
+                )
+    return models[0] if len(models) == 1 else Ensemble(models), *(values[0] for values in others)
+
+
+def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precision: torch.dtype) -> np.ndarray:
+    """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images, float32 (N, 3, H, W): the mean over
+    so many `views` of them, with each side in both directions, then with the sides exchanged."""
     device = next(model.parameters()).device
-    images = images.to(device)
+    windows = any(isinstance(module, SlidingWindow) for module in model.modules())
+    images = images if windows else images.to(device)  # a large image stays where it is
+    total = 0
     with torch.inference_mode(), autocast(device, precision):
-        logits = model(images).float()
-        if flip:
-            logits = (logits + model(images.flip(3)).flip(3)) / 2
-    return logits.squeeze(1).cpu().numpy()
+        for view in range(views):
+            axes = [axis for axis, turned in ((3, view & 1), (2, view & 2)) if turned]
+            seen = images.flip(axes) if axes else images
+            logits = model(seen.transpose(2, 3)).transpose(2, 3) if view & 4 else model(seen)
+            total = total + (logits.flip(axes) if axes else logits)
+    logits = total / views if views > 1 else total
+    return logits.squeeze(1).cpu().numpy() if windows else logits.float().squeeze(1).cpu().numpy()
 
 
-def read_item(pair: tuple[Path, Path | None], size: Size, transform: Callable[..., dict[str, Any]]) -> Item:
-    """A image as the network sees it."""
+def read_item(pair: tuple[Path, Path | None], size: Size | None, transform: Callable[..., dict[str, Any]]) -> Item:
+    """An image as the network sees it; one of its own `size`, which may be large, as uint8."""
     image, own_size = read_with_size(pair[0], size)
-    return Item(*pair, own_size, transform(image=image)["image"])
+    values = transform(image=image)["image"] if size else torch.from_numpy(image).permute(2, 0, 1)
+    return Item(*pair, own_size, values)
 
 
 def predict_items(
@@ -148,7 +185,8 @@ def predict_items(
     items = iter(items)
     while batch := list(islice(items, batch_size)):
         images = [item.values for item in batch if isinstance(item, Item)]
-        logits = iter(network(torch.stack(images)) if images else ())
+        stack = images[0][None] if len(images) == 1 else torch.stack(images) if images else None  # copies many
+        logits = iter(network(stack) if images else ())
         yield from (item._replace(values=next(logits)) if isinstance(item, Item) else item for item in batch)
 
 
@@ -218,19 +256,33 @@ def in_order(
 
 def predict_images(
     pairs: Iterable[tuple[Path, Path | None]],
-    size: Size,
+    size: Size | None,
     network: Callable[[Tensor], np.ndarray],
     finish: Callable[[Item], Result],
     *,
     batch_size: int,
     workers: int,
 ) -> Iterator[Result | BadInput]:
-    """What comes of each image, in order. Threads read the next ones and finish the last ones meanwhile."""
+    """What comes of each image, in order. Threads read the next ones and finish the last ones meanwhile. Images of
+    their own sizes come one at a time."""
+    batch_size = batch_size if size else 1
     most = batch_size + workers
     read = partial(read_item, size=size, transform=make_transforms()[1])
     with ThreadPoolExecutor(workers) as pool:
         items = predict_items(in_order(pool, read, pairs, most), batch_size, network)
         yield from in_order(pool, finish, items, most)
+
+
+def score_images(
+    pairs: Sequence[tuple[Path, Path]], checkpoint: Path, device: torch.device, *, batch_size: int = 8
+) -> Scores:
+    """Scores of a checkpoint's network on images and their true masks, at the images' own sizes."""
+    model, size, classes, precision = load_network(checkpoint, device)
+    network = partial(predict_logits, model, precision=precision)
+    finish = partial(finish_item, out=None, overlay=False, threshold=0.0, submission=False, classes=classes)
+    results = predict_images(pairs, size, network, finish, batch_size=batch_size, workers=count_cores())
+    results = tqdm(results, desc="scoring at full size", total=len(pairs), unit=" images", delay=1)
+    return overall_scores(torch.stack([result.counts for result in results]))
 
 
 def find_inputs(words: Sequence[str], out: str, mask_dir: str, endings: Sequence[str] = ("",)) -> list[Path]:
@@ -298,11 +350,12 @@ def main(argv: list[str] | None = None) -> None:
     give_memory_back()
     device = choose_device(options.DEVICE)
     size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH
-    model, size, classes, precision = load_network(options.CHECKPOINT, device, *size)
+    checkpoints = options.CHECKPOINT if isinstance(options.CHECKPOINT, list) else [options.CHECKPOINT]
+    model, size, classes, precision = load_networks(checkpoints, device, *size)
     if classes.multiclass:
         for name, unused in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
             if unused:
-                finding = f"meant for one class, and {options.CHECKPOINT} has {classes.count}"
+                finding = f"meant for one class, and {checkpoints[0]} has {classes.count}"
                 raise BadInput(name, finding, "Leave it out")
     out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
     submission, polygons = (Path(file) if file else None for file in (options.SUBMISSION, options.POLYGONS))
@@ -314,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     results = predict_images(
         pairs,
         size,
-        partial(predict_logits, model, flip=options.FLIP, precision=precision),
+        partial(predict_logits, model, views=options.VIEWS, precision=precision),
         partial(
             finish_item,
             out=out,

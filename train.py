@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import make_transforms
+from dataset import CarvanaDataset, make_transforms
 from losses import BCEDiceLoss, CEDiceLoss
 from model import UNET
+from predict import score_images
 from prepare_data import sample_if_empty
 from support.budget import settle
 from support.checkpoint import CheckpointWriter, read_checkpoint, start_from
@@ -39,6 +40,7 @@ from support.device import (
 )
 from support.distributed import Group, end_together, init_distributed
 from support.errors import BadInput, counted, explain_limits, run_script
+from support.files import writable_folder
 from support.muon import Muon
 from support.options import ConstantParser
 from support.preparation import prepare
@@ -57,6 +59,7 @@ from utils import (
     save_predictions_as_imgs,
     save_scores,
 )
+from utils import describe as describe_scores
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
@@ -98,6 +101,7 @@ SEED = 0  # of the first weights, the order of the images and their augmentation
 LOAD_MODEL = False  # True resumes from my_checkpoint.pth.tar
 SAVE_MINUTES = 10.0  # between checkpoints within an epoch; each epoch ends with one
 OUT_DIR = "."  # folder of my_checkpoint.pth.tar, saved_images/ and runs/
+FULL_SIZE_SCORES = True  # scores the best checkpoint at the images' own sizes, after training
 NUM_SAVED_IMAGES = 8  # validation images to draw after each epoch: half the same ones, half the worst
 
 
@@ -285,6 +289,15 @@ def show_epoch(
     run.logger.add("val", run.total_steps, scores, folder / "grid.png", table)
 
 
+def score_at_full_size(run: Run, dataset: CarvanaDataset) -> None:
+    """Print and save what the run's best checkpoint scores on the validation images at their own sizes."""
+    if run.writer.best.exists():
+        scores = score_images(dataset.pairs, run.writer.best, run.group.device)
+        number = counted(len(dataset), "image")
+        print(describe_scores(scores, f"{run.writer.best.name}, {number} at their own sizes"))
+        save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
@@ -339,6 +352,8 @@ def main(argv: list[str] | None = None) -> None:
             if group.is_main:
                 show_epoch(run, scores, val_loader, network, options.NUM_SAVED_IMAGES, precision)
             run.finish_epoch(scores["dice"])
+    if options.FULL_SIZE_SCORES and group.is_main:
+        score_at_full_size(run, val_loader.dataset)
 
 
 if __name__ == "__main__":

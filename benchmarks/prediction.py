@@ -51,7 +51,7 @@ def measure(o: Any) -> Iterator[str]:
     pairs = find_pairs(o.images, o.masks)
     device, workers = choose_device(), count_cores()
     model, size, _, precision = predict.load_network(o.checkpoint, device)
-    network = partial(predict.predict_logits, model, flip=False, precision=precision)
+    network = partial(predict.predict_logits, model, precision=precision)
     read = partial(predict.read_item, size=size, transform=make_transforms()[1])
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(o.number)]
     masks = [read_mask(pairs[i % len(pairs)][1]).astype(bool) for i in range(min(16, o.number))]

@@ -45,6 +45,7 @@ RULES = {
     "EPOCHS": (lambda v: v >= 1, "1 or more"),
     "PLAIN_EPOCHS": (lambda v: v >= 0, "0 or more"),
     "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
+    "VIEWS": (lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
     "THRESHOLD": (lambda v: 0 < v < 1, "a number between 0 and 1"),
     "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
     "NUM_THREADS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 1), '1 or more, or "auto"'),
@@ -54,10 +55,11 @@ RULES = {
     ),
     "SEED": (lambda v: 0 <= v < 2**63, "0 or more"),
 }
-LISTS = {"FEATURES"}  # constants that take several values, even if the default is "auto"
+LISTS = {"FEATURES", "CHECKPOINT"}  # constants that take several values, even if the default is "auto"
 RENAMED = {  # options of earlier versions
     "--ACCUMULATE": "--ACCUMULATION_STEPS",
     "--HALF_SIZE_SHARE": "--PROGRESSIVE_RESIZING",
+    "--FLIP": "--VIEWS 2",
     "--NUM_PICTURES": "--NUM_SAVED_IMAGES",
     "--cache_dir": "--CACHE_DIR",
     "--num_classes": "--NUM_CLASSES",
@@ -103,7 +105,7 @@ class OptionParser(argparse.ArgumentParser):
 def _must_be_among(name: str, known: Iterable[str], kind: str) -> None:
     """Raise BadInput where `name` is not one of the names, and suggest the nearest."""
     if name not in known:
-        if RENAMED.get(name) in known:
+        if RENAMED.get(name, "").partition(" ")[0] in known:
             raise BadInput(name, "has another name now", f"Give {RENAMED[name]}")
         spelt = {word.upper(): word for word in known if word not in ("-h", "--help")}
         near = difflib.get_close_matches(name.upper(), spelt, n=1, cutoff=0.5)

@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter, TiffImagePlugin
 from support.errors import BadInput
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
+Image.MAX_IMAGE_PIXELS = 2**28  # 16,384 squared: more in a file's header is taken for an attack on the memory
 IGNORED = 255  # in arrays of classes, whatever value files have for it: neither trained nor scored
 ORIENTATION = 0x0112  # the EXIF tag, 1 to 8; 1 is upright, and the others come to it by
 UPRIGHT = {

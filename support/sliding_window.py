@@ -11,7 +11,7 @@ class SlidingWindow(nn.Module):
 
     Images (N, C, H, W) of any size, float32 in [0, 1] or, in a quarter of the memory, uint8, become logits (N, K,
     H, W) on the images' device. A window's pixels count the more the nearer they are to its middle, where the
-    network sees most around them. Beside image and logits, memory holds `batch_size` windows. """
+    network sees most around them. Beside image and logits, memory holds `batch_size` windows."""
 
     def __init__(self, model: nn.Module, side: int, batch_size: int = 8) -> None:
         super().__init__()

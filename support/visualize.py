@@ -71,12 +71,15 @@ def _scaled_rows(logits: np.ndarray, size: Size) -> Iterator[tuple[slice, torch.
     times its memory for each class."""
     height, width = size
     source = torch.from_numpy(logits.reshape(-1, *logits.shape[-2:]))
+    step = max(4, ROWS // len(source))
+    if source.shape[1:] == size:
+        yield from ((slice(top, top + step), source[:, top : top + step].float()) for top in range(0, height, step))
+        return
     wide = F.interpolate(source[None], (source.shape[1], width), mode="bilinear", align_corners=False)[0]
     centres = ((torch.arange(height) + 0.5) * source.shape[1] / height - 0.5).clamp(0, source.shape[1] - 1)
     above = centres.long()
     below = (above + 1).clamp(max=source.shape[1] - 1)
     weight = (centres - above)[:, None]
-    step = max(4, ROWS // len(source))
     for rows in (slice(top, top + step) for top in range(0, height, step)):
         yield rows, torch.lerp(wide[:, above[rows]], wide[:, below[rows]], weight[rows])
 

@@ -166,13 +166,13 @@ def test_strips_leave_no_seam():
     assert scale_to_mask(np.ones((1, 1), np.float32), (70, 3), 0.5).all()
 
 
-def test_flip_predicts_both_hands_alike(run, tmp_path):
+def test_two_views_predict_both_hands_alike(run, tmp_path):
     image = picture((96, 64))
     image.save(tmp_path / "left.png")
     image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "right.png")
     out = run(tmp_path / "left.png", tmp_path / "right.png")
     assert (mask_of(out / "left.png") != mask_of(out / "right.png")[:, ::-1]).mean() > 0.001
-    out = run(tmp_path / "left.png", tmp_path / "right.png", "--FLIP")
+    out = run(tmp_path / "left.png", tmp_path / "right.png", "--VIEWS", "2")
     assert (mask_of(out / "left.png") != mask_of(out / "right.png")[:, ::-1]).mean() < 0.001
 
 
@@ -254,7 +254,7 @@ def test_probabilities_and_cutouts_are_those_of_the_scaled_logits(classes, tmp_p
     predict.main([str(tmp_path / "photo.png"), *words, "--PROBABILITY", "--CUTOUT"])
     model, size, _, precision = predict.load_network(checkpoint, torch.device("cpu"))
     image = torch.from_numpy(read_image(tmp_path / "photo.png", size)).permute(2, 0, 1)[None] / 255
-    logits = torch.from_numpy(predict.predict_logits(model, image, flip=False, precision=precision))
+    logits = torch.from_numpy(predict.predict_logits(model, image, precision=precision))
     logits = F.interpolate(logits.view(1, -1, *size), (321, 481), mode="bilinear", align_corners=False)[0]
     shares = torch.cat((torch.zeros_like(logits), logits))[-2:] if number == 1 else logits
     shares = shares.softmax(0)
@@ -568,7 +568,7 @@ def test_no_more_than_so_many_are_under_way():
 
 def test_images_stand_anywhere_among_the_options(run, trained, tmp_path):
     one, two, three = sorted((trained / "val_images").iterdir())[:3]
-    out = run(one, "--OVERLAY", two, "--BATCH_SIZE", "1", three, "--FLIP", "False")
+    out = run(one, "--OVERLAY", two, "--BATCH_SIZE", "1", three, "--VIEWS", "2")
     assert len(contents(out)) == 6
     with contextlib.chdir(tmp_path) if hasattr(contextlib, "chdir") else pytest.MonkeyPatch.context() as patch:
         if patch is not None:

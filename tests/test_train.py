@@ -192,8 +192,7 @@ def test_until_it_has_seen_the_full_size_a_network_is_validated_at_half(folders,
     printed = capsys.readouterr().out
     assert printed.count("the network has seen 24x16 so far: its logits are scaled up") == 2
     assert printed.index("epoch 2 of 4") < printed.rindex("24x16") < printed.index("epoch 3 of 4")
-    scores = [float(part.partition(",")[0]) for part in printed.split(": dice ")[1:]]
-    assert len(scores) == 4 and printed.count("5 images at 48x32: dice") == 4
+    assert printed.count("5 images at 48x32: dice") == 4
     small = nn.Conv2d(3, 1, 1)
     images = torch.rand(2, 3, 5, 9)
     expected = F.interpolate(small(F.interpolate(images, (3, 5), mode="area")), (5, 9), mode="bilinear")
