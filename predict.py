@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from dataset import make_transforms
 from model import UNET, unet_arguments
-from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint
+from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint, trained_size
 from support.coco import Outline, coco_file, outlines
 from support.device import (
     autocast,
@@ -56,7 +56,7 @@ from support.visualize import (
     scale_to_mask,
     scale_to_probability,
 )
-from utils import Scores, count_classes, describe, overall_scores
+from utils import Scores, count_classes, describe, evaluating, overall_scores
 
 CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it tells the network. Of several, the mean is taken
 OUT = "predictions/"  # gets a mask of each image, NAME.png, in 0 and 255 or in class numbers; "" writes none
@@ -108,11 +108,8 @@ def load_network(
     checkpoint = read_checkpoint(path)
     if "constants" not in checkpoint and "auto" in (height, width):
         print(f"{path}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are taken as 240x160")
-    constants = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "IGNORE_INDEX": 255, "PRECISION": "auto"}
-    constants |= checkpoint.get("constants", {})
-    trained = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
-    if checkpoint.get("half_size"):  # stopped in the first half of its progressive resizing
-        trained = (trained[0] + 1) // 2, (trained[1] + 1) // 2
+    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto"} | checkpoint.get("constants", {})
+    trained = trained_size(checkpoint)
     size = trained[0] if height == "auto" else height, trained[1] if width == "auto" else width
     try:
         arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
@@ -185,9 +182,10 @@ def predict_items(
     items = iter(items)
     while batch := list(islice(items, batch_size)):
         images = [item.values for item in batch if isinstance(item, Item)]
-        stack = images[0][None] if len(images) == 1 else torch.stack(images) if images else None  # copies many
-        logits = iter(network(stack) if images else ())
-        yield from (item._replace(values=next(logits)) if isinstance(item, Item) else item for item in batch)
+        logits = iter(network(images[0][None] if len(images) == 1 else torch.stack(images)) if images else ())
+        batch = [item._replace(values=next(logits)) if isinstance(item, Item) else item for item in batch]
+        del images  # may be large
+        yield from batch
 
 
 def finish_item(
@@ -274,15 +272,20 @@ def predict_images(
 
 
 def score_images(
-    pairs: Sequence[tuple[Path, Path]], checkpoint: Path, device: torch.device, *, batch_size: int = 8
+    pairs: Sequence[tuple[Path, Path]],
+    model: nn.Module,
+    size: Size,
+    classes: Classes,
+    precision: torch.dtype,
+    batch_size: int = 8,
 ) -> Scores:
-    """Scores of a checkpoint's network on images and their true masks, at the images' own sizes."""
-    model, size, classes, precision = load_network(checkpoint, device)
+    """Scores of a network that sees images of `size`, on images and their true masks at their own sizes."""
     network = partial(predict_logits, model, precision=precision)
     finish = partial(finish_item, out=None, overlay=False, threshold=0.0, submission=False, classes=classes)
     results = predict_images(pairs, size, network, finish, batch_size=batch_size, workers=count_cores())
     results = tqdm(results, desc="scoring at full size", total=len(pairs), unit=" images", delay=1)
-    return overall_scores(torch.stack([result.counts for result in results]))
+    with evaluating(model):
+        return overall_scores(torch.stack([result.counts for result in results]))
 
 
 def find_inputs(words: Sequence[str], out: str, mask_dir: str, endings: Sequence[str] = ("",)) -> list[Path]:

@@ -28,7 +28,7 @@ from model import UNET
 from predict import score_images
 from prepare_data import sample_if_empty
 from support.budget import settle
-from support.checkpoint import CheckpointWriter, read_checkpoint, start_from
+from support.checkpoint import CheckpointWriter, load_checkpoint, read_checkpoint, start_from, trained_size
 from support.checks import check_run, crops_per_image
 from support.device import (
     autocast,
@@ -117,7 +117,12 @@ def make_model(
     ImageNet's in its encoder, or random ones."""
     torch.manual_seed(options.SEED)
     try:
-        model = UNET(3, options.NUM_CLASSES, options.FEATURES, options.ENCODER or None)
+        model = UNET(
+            in_channels=3,
+            out_channels=options.NUM_CLASSES,
+            features=options.FEATURES,
+            encoder=options.ENCODER or None,
+        )
     except (ValueError, ImportError) as error:
         raise BadInput("ENCODER", str(error), "Give another of timm's networks, or FEATURES that fit") from error
     if start:
@@ -289,12 +294,13 @@ def show_epoch(
     run.logger.add("val", run.total_steps, scores, folder / "grid.png", table)
 
 
-def score_at_full_size(run: Run, dataset: CarvanaDataset) -> None:
+def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, precision: torch.dtype) -> None:
     """Print and save what the run's best checkpoint scores on the validation images at their own sizes."""
     if run.writer.best.exists():
-        scores = score_images(dataset.pairs, run.writer.best, run.group.device)
-        number = counted(len(dataset), "image")
-        print(describe_scores(scores, f"{run.writer.best.name}, {number} at their own sizes"))
+        best = read_checkpoint(run.writer.best)
+        load_checkpoint(best, model, name=str(run.writer.best))
+        scores = score_images(dataset.pairs, model, trained_size(best), dataset.classes, precision)
+        print(describe_scores(scores, f"best checkpoint, {counted(len(dataset), 'image')} at their own sizes"))
         save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
 
 
@@ -352,8 +358,8 @@ def main(argv: list[str] | None = None) -> None:
             if group.is_main:
                 show_epoch(run, scores, val_loader, network, options.NUM_SAVED_IMAGES, precision)
             run.finish_epoch(scores["dice"])
-    if options.FULL_SIZE_SCORES and group.is_main:
-        score_at_full_size(run, val_loader.dataset)
+    if options.FULL_SIZE_SCORES and group.is_main and not options.CROP:  # which validates at full size
+        score_at_full_size(run, model, val_loader.dataset, precision)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ class Scores(dict[str, float]):
     all images' `count_confusion` in one, (C, C)."""
 
     counts: Tensor
-    confusion: Tensor
+    confusion: Tensor | None = None
 
     @property
     def images(self) -> list[float]:
@@ -238,6 +238,7 @@ def save_scores(scores: Scores, names: Sequence[str], folder: Path) -> None:
     }
     if several:
         columns |= {f"dice/{number}": dice for number, dice in enumerate(dice_scores(counts).T)}
+    if scores.confusion is not None and several:
         _write_table(folder / "confusion.csv", confusion_table(scores.confusion))
     rows = torch.stack(tuple(columns.values()), dim=1).tolist()
     rows = sorted(zip(names, rows, strict=True), key=lambda row: row[1][0])

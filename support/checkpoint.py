@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from support.errors import BadInput, warn
 from support.files import whole_file, writable_folder
+from support.reading import Size
 
 FORMAT = 1  # of what a checkpoint holds: raise it where older code would misread a new one
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights
@@ -176,6 +177,14 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
         finding = f"written by a newer version (format {state['format']}, where this one knows {FORMAT})"
         raise NewerFormat(path, finding, "Update this repository, or use another checkpoint")
     return state
+
+
+def trained_size(state: dict[str, Any]) -> Size:
+    """The (height, width) at which the network in a checkpoint has been trained last."""
+    constants = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240} | state.get("constants", {})
+    height, width = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
+    half_size = state.get("half_size")  # stopped in the first part of its progressive resizing
+    return ((height + 1) // 2, (width + 1) // 2) if half_size else (height, width)
 
 
 def load_checkpoint(

@@ -93,7 +93,7 @@ def report(folder: Prepared) -> None:
         parts.append(f"classes {' '.join(map(str, found)) or 'none'}")
     counts = {"car": _cars(folder), "skipped file": folder.scan.skipped}
     parts += [counted(len(items), noun) for noun, items in counts.items() if items]
-    if folder.size and shares:
+    if folder.size and shares and _ceiling(folder) < 0.9995:
         parts.append(f"perfect masks of {folder.size[1]}x{folder.size[0]} would score {_ceiling(folder):.3f}")
     print(f"{folder.image_dir}: {'; '.join(parts)}")
     _warn(WARNED, folder)

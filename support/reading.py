@@ -292,7 +292,12 @@ def _to_image(decoded: _Decoded, path: str | Path, size: Size | None) -> np.ndar
             finding = "16 bits, of which it uses the lower 12 or fewer"
             raise BadInput(path, finding, "Stretch all images alike to 16 bits, or save them with 8")
         image = Image.fromarray(values.astype(np.uint8)) if image.mode.startswith("I;16") else image
-    return np.array(_scale(image if image.mode == "RGB" else image.convert("RGB"), size))
+    image = _scale(image if image.mode == "RGB" else image.convert("RGB"), size)
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, 1024):  # Pillow copies what it hands out, which may be large
+        bottom = min(top + 1024, image.height)
+        array[top:bottom] = image.crop((0, top, image.width, bottom))
+    return array
 
 
 class _Mask(NamedTuple):

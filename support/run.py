@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from support.budget import Clock, progress_of_work, work
-from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint
+from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint, trained_size
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted, warn
 from support.files import writable_folder
@@ -97,9 +97,7 @@ class Run:
     @property
     def image_size(self) -> Size:
         """The size, (height, width), that the network has been trained at last."""
-        constants = self.metadata["constants"]
-        height, width = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
-        return ((height + 1) // 2, (width + 1) // 2) if self.half_size else (height, width)
+        return trained_size({**self.metadata, "half_size": self.half_size})
 
     @property
     def is_finished(self) -> bool:

@@ -7,55 +7,58 @@ MANY_PIXELS = 2**26  # of an image, from which on logits are kept in float16
 
 
 class SlidingWindow(nn.Module):
-    """A network that sees an image in overlapping squares of `side` pixels, and blends their logits.
+    """A network that was trained on squares of `crop` pixels, and sees images in overlapping windows of twice that.
 
-    Images (N, C, H, W) of any size, float32 in [0, 1] or, in a quarter of the memory, uint8, become logits (N, K,
-    H, W) on the images' device. A window's pixels count the more the nearer they are to its middle, where the
-    network sees most around them. Beside image and logits, memory holds `batch_size` windows."""
+    Images (N, C, H, W) of any size, float32 in [0, 1] or, in a quarter of the memory, uint8, become logits
+    (N, K, H, W) on the images' device. Windows overlap by half of `crop`, where one's logits fade into the next's.
+    Beside image and logits, memory holds `batch_size` windows.
+    """
 
-    def __init__(self, model: nn.Module, side: int, batch_size: int = 8) -> None:
+    def __init__(self, model: nn.Module, crop: int, batch_size: int = 4) -> None:
         super().__init__()
-        self.model, self.side, self.batch_size = model, side, batch_size
+        self.model, self.crop, self.batch_size = model, crop, batch_size
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        if min(height, width) < self.side:
-            rows, columns = (_mirror(length, max(length, self.side), images.device) for length in (height, width))
+        if min(height, width) < self.crop:
+            rows, columns = (_mirror(length, max(length, self.crop), images.device) for length in (height, width))
             return self(images[:, :, rows][..., columns])[..., :height, :width]
-        return torch.stack([self._predict(image) for image in images])
+        logits = [self._predict(image) for image in images]
+        return torch.stack(logits) if len(logits) > 1 else logits[0][None]  # which copies nothing
 
     def _predict(self, image: Tensor) -> Tensor:
         """Logits (K, H, W) of an image (C, H, W)."""
-        side, device, size = self.side, next(self.parameters()).device, image.shape[1:]
-        tops, lefts = (_weights(length, side) for length in size)
-        places = [(top, left) for top in tops for left in lefts]
+        device, (height, width) = next(self.parameters()).device, image.shape[1:]
+        tops, lefts = (blend(length, 2 * self.crop, self.crop // 2) for length in (height, width))
+        windows = [
+            (slice(top, top + len(down)), slice(left, left + len(right)), down[:, None] * right)
+            for top, down in tops.items()
+            for left, right in lefts.items()
+        ]
         logits = None
-        for first in range(0, len(places), self.batch_size):
-            batch = places[first : first + self.batch_size]
-            windows = torch.stack([image[:, top : top + side, left : left + side] for top, left in batch]).to(
-                device
-            )
-            windows = windows / 255 if windows.dtype == torch.uint8 else windows
-            outputs = self.model(windows).float().to(image.device)
+        for first in range(0, len(windows), self.batch_size):
+            batch = windows[first : first + self.batch_size]
+            seen = torch.stack([image[:, rows, columns] for rows, columns, _ in batch]).to(device)
+            outputs = self.model(seen / 255 if seen.dtype == torch.uint8 else seen).float().to(image.device)
             if logits is None:
-                dtype = torch.float16 if size.numel() > MANY_PIXELS else torch.float32
-                logits = torch.zeros(outputs.shape[1], *size, dtype=dtype, device=image.device)
-            for (top, left), output in zip(batch, outputs, strict=True):
-                weights = (tops[top][:, None] * lefts[left]).to(image.device)
-                logits[:, top : top + side, left : left + side] += output * weights
+                dtype = torch.float16 if height * width > MANY_PIXELS else torch.float32
+                logits = torch.zeros(outputs.shape[1], height, width, dtype=dtype, device=image.device)
+            for (rows, columns, weights), output in zip(batch, outputs, strict=True):
+                logits[:, rows, columns] += output * weights.to(image.device)
         return logits
 
 
-def _weights(length: int, side: int) -> dict[int, Tensor]:
-    """Where windows begin along so many pixels, at most half a window apart, each with the weights of its pixels.
-    Those of all windows add up to 1 at each pixel."""
-    count = 1 - (-(length - side) // max(1, side // 2))  # rounded up
-    starts = torch.linspace(0, length - side, count).round().int().tolist()
-    tent = 1 - (2 * (torch.arange(side) + 0.5) / side - 1).abs()
-    total = torch.zeros(length)
+def blend(length: int, side: int, overlap: int) -> dict[int, Tensor]:
+    """Where windows of `side` pixels begin along `length`, each with its pixels' weights: windows overlap by
+    `overlap` or more, in which weights rise and fall, and all that a pixel has add up to 1."""
+    side = min(side, length)
+    count = 1 - (side - length) // max(1, side - overlap)  # rounded up
+    starts = dict.fromkeys(torch.linspace(0, length - side, count).round().int().tolist())
+    rise = ((torch.arange(side) + 0.5) / max(1, overlap)).clamp(max=1)
+    weights, total = torch.minimum(rise, rise.flip(0)), torch.zeros(length)
     for start in starts:
-        total[start : start + side] += tent
-    return {start: tent / total[start : start + side] for start in starts}
+        total[start : start + side] += weights
+    return {start: weights / total[start : start + side] for start in starts}
 
 
 def _mirror(length: int, wanted: int, device: torch.device) -> Tensor:

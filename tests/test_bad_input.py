@@ -413,9 +413,9 @@ CASES = [
     E(14, "animated WebP", lambda w: animated(w, "a.webp"), "a.webp: holds 2 images. Save the one"),
     E(
         15,
-        "90 million pixels",
-        lambda w: w.save_image(Image.new("1", (10_000, 9_000))),
-        "a.png: can't be read as an image (Image size (90000000 pixels) exceeds limit",
+        "270 million pixels",
+        lambda w: w.save_image(Image.new("1", (18_000, 15_000))),
+        "a.png: can't be read as an image (Image size (270000000 pixels) exceeds limit",
     ),
     E(16, "EPS", lambda w: w.image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "(a PostScript, PDF, Photoshop or"),
     E(16, "PSD", lambda w: w.image.write_bytes(b"8BPS\0\1" + bytes(20)), "(a PostScript, PDF, Photoshop or FITS"),
@@ -672,7 +672,7 @@ CASES = [
         70,
         "E",
         "--LOAD_MODEL --FEATURES 4 6",
-        "differences in all). Give the FEATURES and NUM_CLASSES that it was made with: 4 8 and 1.",
+        "differences in all). Give the FEATURES, ENCODER and NUM_CLASSES that it was made with: 4 8, \"\" and 1.",
     ),
     E(
         71,
