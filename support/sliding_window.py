@@ -31,20 +31,20 @@ class SlidingWindow(nn.Module):
         device, (height, width) = next(self.parameters()).device, image.shape[1:]
         tops, lefts = (blend(length, 2 * self.crop, self.crop // 2) for length in (height, width))
         windows = [
-            (slice(top, top + len(down)), slice(left, left + len(right)), down[:, None] * right)
+            (slice(top, top + len(down)), slice(left, left + len(right)), down[:, None], right)
             for top, down in tops.items()
             for left, right in lefts.items()
         ]
         logits = None
         for first in range(0, len(windows), self.batch_size):
             batch = windows[first : first + self.batch_size]
-            seen = torch.stack([image[:, rows, columns] for rows, columns, _ in batch]).to(device)
+            seen = torch.stack([image[:, rows, columns] for rows, columns, *_ in batch]).to(device)
             outputs = self.model(seen / 255 if seen.dtype == torch.uint8 else seen).float().to(image.device)
             if logits is None:
                 dtype = torch.float16 if height * width > MANY_PIXELS else torch.float32
                 logits = torch.zeros(outputs.shape[1], height, width, dtype=dtype, device=image.device)
-            for (rows, columns, weights), output in zip(batch, outputs, strict=True):
-                logits[:, rows, columns] += output * weights.to(image.device)
+            for (rows, columns, down, right), output in zip(batch, outputs, strict=True):
+                logits[:, rows, columns] += output * (down * right).to(image.device)
         return logits
 
 
