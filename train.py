@@ -40,7 +40,7 @@ from support.device import (
 from support.distributed import Group, end_together, init_distributed
 from support.errors import counted, explain_limits, run_script
 from support.muon import Muon
-from support.options import ConstantParser
+from support.options import ConstantParser, settle_classes
 from support.preparation import prepare
 from support.reading import Classes
 from support.run import Run
@@ -55,7 +55,9 @@ IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 
 FEATURES = "auto"  # channels of each level, such as 64 128 256 512, the paper's; auto is what suits device and time
-NUM_CLASSES = 1  # 1 tells foreground from background; with more, masks hold class numbers from 0 up
+NUM_CLASSES = (
+    "auto"  # 1 is foreground alone; with more, masks hold numbers from 0; auto is data/dataset.json's, or 1
+)
 IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
@@ -248,6 +250,7 @@ def show_epoch(
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
+    settle_classes(options)
     group = init_distributed(options.DEVICE)
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:
