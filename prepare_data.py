@@ -46,6 +46,9 @@ def sample_if_empty(dirs: Sequence[str], num_classes: int = 1) -> Sequence[str]:
     most."""
     if tuple(dirs) != DEFAULT_DIRS or _entries(Path(dirs[0])):
         return dirs
+    if command := _command_that_fits(Path(dirs[0]).parent):
+        finding = f"empty, though {Path(dirs[0]).parent} holds something else"
+        raise BadInput(dirs[0], finding, f"{command}, or start in another folder to train on rendered cars")
     num_classes = min(num_classes, 4)
     folder = SAMPLE_DIR if num_classes == 1 else Path(f"{SAMPLE_DIR}_{num_classes}_classes")
     print(f"{dirs[0].rstrip('/')} is empty: training on rendered cars in {folder} instead (see README.md)")
@@ -62,6 +65,31 @@ def sample_if_empty(dirs: Sequence[str], num_classes: int = 1) -> Sequence[str]:
 def _entries(folder: Path) -> set[str]:
     """The names in a folder, without hidden ones; none if there is no such folder."""
     return {name for name in os.listdir(folder) if not name.startswith(".")} if folder.is_dir() else set()
+
+
+def _command_that_fits(data: Path) -> str:
+    """What to do with images and masks, or archives, that lie in `data` otherwise than train.py reads them."""
+    from support.layouts import tell_apart
+    from support.own_data import list_files
+
+    zips = sorted(name for name in _entries(data) if name.lower().endswith(".zip"))
+    if {"train.zip", "train_masks.zip"} <= {*zips}:
+        return f"Give python prepare_data.py carvana {data / 'train.zip'} {data / 'train_masks.zip'}"
+    ours = re.compile(r"(sample(_\d_classes)?|cache|pets)/")
+    files = [file for file in list_files(data) if not ours.match(file)] if data.is_dir() else []
+    try:
+        found = tell_apart(files)[:2]
+    except BadInput:  # several folders could be those of the masks
+        return f"Give IMAGES and MASKS to python prepare_data.py split, folders in {data}"
+    if all(found):
+        folders = [str(data / os.path.commonpath([os.path.dirname(file) for file in some])) for some in found]
+        out = (
+            ["--out", "data_split"]
+            if {*FOLDERS, ""} & {os.path.dirname(file).partition("/")[0] for file in files}
+            else []
+        )
+        return f"Give {shlex.join(['python', 'prepare_data.py', 'split', *dict.fromkeys(folders), *out])}"
+    return f"Unpack {data / zips[0]}, and give the folders to python prepare_data.py split" if zips else ""
 
 
 def check(sources: Sequence[str], size: tuple[int, int] | None, cache_dir: str, **meaning: Any) -> None:
@@ -124,8 +152,7 @@ def split(
         _share_out(groups, val_groups, out, move, names)
     classes, size = plain.prepared.classes, plain.prepared.size
     known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored}
-    with whole_file(Path(out, "dataset.json")) as file:
-        file.write_text(json.dumps({key: value for key, value in known.items() if value}) + "\n", encoding="utf-8")
+    _write_meaning(out, **{key: value for key, value in known.items() if value})
     words = [*_dir_options(out), "--IMAGE_HEIGHT", str(size[0]), "--IMAGE_WIDTH", str(size[1])]
     print("to train with them:", shlex.join(["python", "train.py", *words]))
 
@@ -140,6 +167,7 @@ def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tut
     if like_tutorial and (missing := set(TUTORIAL_CARS) - groups.keys()):
         raise BadInput("--like-tutorial", f"{images} lacks the car {min(missing)}", "Give all of train.zip")
     _share_out(groups, set(TUTORIAL_CARS) if like_tutorial else _choose(groups, share, seed), out)
+    _write_meaning(out, NUM_CLASSES=1)
     if words := _dir_options(out):
         print("to train with them:", shlex.join(["python", "train.py", *words]))
 
@@ -171,6 +199,7 @@ def pets(out: str, source: str, download: bool = True) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 mask.save(file, "PNG")
+    _write_meaning(out, NUM_CLASSES=1, CLASS_NAMES=["background", "pet"])
 
 
 def by_group(
@@ -264,7 +293,19 @@ def _share_out(
 
     val = sum(len(groups[name]) for name in val_groups)
     print(f"{counted(sum(map(len, groups.values())) - val, 'image')} for training, {val} for validation")
-    print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
+    if groups.keys() != {"train", "val"}:
+        print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
+
+
+def _write_meaning(out: str, **known: Any) -> None:
+    """Say in dataset.json beside the four folders what their masks hold. What a person has edited there stays, as
+    long as it has the same NUM_CLASSES."""
+    path = Path(out, "dataset.json")
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads(path.read_text(encoding="utf-8")).get("NUM_CLASSES") == known["NUM_CLASSES"]:
+            return
+    with whole_file(path) as file:
+        file.write_text(json.dumps(known) + "\n", encoding="utf-8")
 
 
 def _dir_options(out: str) -> list[str]:

@@ -107,8 +107,8 @@ def masks_among(files: Sequence[str]) -> set[str]:
     return found
 
 
-def tell_apart(files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The images and the masks in one folder and its subfolders.
+def tell_apart(files: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The images and the masks in one folder and its subfolders, and what is neither.
 
     Folders called images, masks and the like tell them, else the names of files. Of several folders of masks for
     the same images, the one for most of them is taken; raises BadInput if that doesn't decide.
@@ -121,9 +121,7 @@ def tell_apart(files: Sequence[str]) -> tuple[list[str], list[str]]:
     images = [file for file in files if kinds[file][0] == "image"]
     if not by_folder or not images and len(images := [f for f in files if not kinds[f][0]]) == 0:
         masks = masks_among(files)
-        return [file for file in files if file not in masks], [file for file in files if file in masks]
-    if len(by_folder) == 1:
-        return images, next(iter(by_folder.values()))
+        return [file for file in files if file not in masks], [file for file in files if file in masks], []
     pairs = {folder: set(match(images, masks).pairs) for folder, masks in by_folder.items()}
     best, *others = sorted(pairs, key=lambda folder: -len(pairs[folder]))
     for other in others:
@@ -132,7 +130,8 @@ def tell_apart(files: Sequence[str]) -> tuple[list[str], list[str]]:
             remedy = f"Give the folders: split {os.path.dirname(images[0])} {first}, say"
             raise BadInput(first, f"holds masks, and so does {second}", remedy)
     apart = [best, *(other for other in others if pairs[other] and not pairs[other] & pairs[best])]
-    return images, [file for folder in apart for file in by_folder[folder]]
+    masks = [file for folder in apart for file in by_folder[folder]]
+    return images, masks, sorted({*files} - {*images, *masks})
 
 
 def side(file: str) -> str:
@@ -232,7 +231,7 @@ def _claims(
         for numbered in (False, True):
             key = _key(mask, mask_scheme, numbered)
             image = owners.get(way(key)) if key else None
-            if image and image != mask:
+            if image:
                 number = _stem(mask) if numbered or mask_scheme == FOLDER else ""
                 claims.setdefault(image, {}).setdefault(number, mask)
                 break

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from support.checks import refusals
 from support.errors import BadInput, by_cause, counted, refuse, warn
 from support.layouts import listed, match, plain_names, side, tell_apart
-from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
+from support.pairs import IMAGE_SUFFIXES, MASK_ENDINGS, MASK_FILES, Scan, list_folder
 from support.preparation import Prepared, prepare
 from support.reading import IGNORED, ORIENTATION, Classes, Pair, Size, read_mask, read_values
 
@@ -108,7 +108,10 @@ def make_plain(
     else:
         count = 1 if meaning.foreground else meaning.num_classes or 1
         classes = Classes(count)  # masks with another number for ignored pixels are written anew
-    scan = Scan(list(pairs), [], unused, [], [])
+    skipped = [
+        Path(source, name) for source in {*sources} if Path(source).is_dir() for name in list_files(source, False)
+    ]
+    scan = Scan(list(pairs), [], unused, [], skipped)
     folders = (sources[0], sources[min(1, len(sources) - 1)])
     cache = cache_dir if not origins else ""
     prepared = prepare(*folders, size, cache, classes, scan)
@@ -145,7 +148,10 @@ def _without_bad(plain: Plain, bad: Sequence[BadInput], meaning: Meaning) -> Pla
 def _tell(bad: Sequence[BadInput], meaning: Meaning, may_skip: bool = False) -> None:
     """Refuse what is wrong, a line a cause, or only warn of it if it may be left out."""
     if meaning.list_file:
-        Path(meaning.list_file).write_text("".join(f"{error}\n" for error in bad), encoding="utf-8")
+        try:
+            Path(meaning.list_file).write_text("".join(f"{error}\n" for error in bad), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(meaning.list_file, f"can't be written ({error.strerror})", "Give another") from error
     if not may_skip or not meaning.skip_bad:
         skip = ", or leave it out with --skip_bad" if may_skip else ""
         refuse([BadInput(e.subject, e.finding, e.remedy + skip) for e in by_cause(bad)])
@@ -172,12 +178,14 @@ def _find_side(
     sources: Sequence[str], meaning: Meaning
 ) -> tuple[list[Sample], list[BadInput], list[Path], list[str]]:
     root, mask_root = Path(sources[0]), Path(sources[-1])
-    files = _files(root)
+    files = list_files(root)
     if len(sources) == 1 or mask_root.is_dir() and os.path.samefile(root, mask_root):
-        images, masks = tell_apart(files)
+        images, masks, others = tell_apart(files)
+        if others:
+            print(f"left alone: {counted(len(others), 'file')}, as {root / others[0]}")
         mask_root = root
     else:
-        masks = _files(mask_root) if mask_root.is_dir() else []
+        masks = list_files(mask_root) if mask_root.is_dir() else []
         inside = os.path.relpath(mask_root, root).replace(os.sep, "/") + "/"
         images = [file for file in files if not file.startswith(inside)]
     by_file = {os.path.basename(image): root / image for image in images}
@@ -229,14 +237,14 @@ def _find_side(
     return samples, bad, unused, names
 
 
-def _files(root: Path) -> list[str]:
-    """All that may be an image or a mask below a folder, but not in hidden folders."""
+def list_files(root: Path, pictures: bool = True) -> list[str]:
+    """All that may be an image or a mask below a folder, or all else; without what is hidden."""
     list_folder(root)  # raises BadInput for a missing one
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         places = (Path(folder, file).relative_to(root).as_posix() for file in sorted(files) if file[0] != ".")
-        found += [place for place in places if place.lower().endswith((*MASK_FILES, *OTHER_SUFFIXES))]
+        found += [place for place in places if place.lower().endswith((*MASK_FILES, *OTHER_SUFFIXES)) == pictures]
     return found
 
 
@@ -322,7 +330,9 @@ def _convert(
             if meaning.num_classes > 1:
                 raise BadInput(sample.image, "several masks, which can be united for one class alone", "Keep one")
             values = np.maximum.reduce([read_mask(mask) for mask in masks]) * np.uint8(255)
-        elif meaning.num_classes > 1 and meaning.ignore_index != IGNORED:
+        elif masks[0].suffix.lower() not in MASK_ENDINGS:
+            values = read_values(masks[0])
+        elif meaning.ignore_index != IGNORED:
             values = read_mask(masks[0], classes=Classes(meaning.num_classes, meaning.ignore_index))
         if values is None:
             return (image, masks[0]), shares
@@ -502,6 +512,8 @@ def _swapped(bad: Sequence[BadInput]) -> list[BadInput]:
 def _size(image: Path) -> Size | None:
     """An upright image's (height, width), without reading its pixels."""
     try:
+        if not image.is_file():  # reading from a pipe would wait for ever
+            return None
         with Image.open(image) as opened:
             return opened.size if opened.getexif().get(ORIENTATION, 1) >= 5 else opened.size[::-1]
     except Exception:  # broken: what is wrong is found when it is read
@@ -533,6 +545,8 @@ def describe(plain: Plain) -> str:
     pixels = sum(m.size[0] * m.size[1] for m in metadata)
     labels = names if len(names) == len(totals) else [f"class {n}" for n in range(len(totals))]
     shares = ", ".join(f"{label} {total / pixels:.1%}" for label, total in zip(labels, totals, strict=True))
+    if (ignored := 1 - totals.sum() / pixels) > 5e-4:
+        shares += f", ignored {ignored:.1%}"
     (height, width), size = _shape(plain.prepared), plain.prepared.size
     return (
         f"pixels: {shares}\nmedian shape {width}x{height}; a size to train at: {size[1]}x{size[0]} (width x height)"
