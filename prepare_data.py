@@ -94,9 +94,10 @@ def _command_that_fits(data: Path) -> str:
 
 def check(sources: Sequence[str], size: tuple[int, int] | None, cache_dir: str, **meaning: Any) -> None:
     """Say what folders hold, and everything that is wrong with them for a network that sees `size`, or one that
-    suits the images. `meaning` is `own_data.Meaning`'s."""
+    suits the images. `meaning` is `conversion.Meaning`'s."""
     from support.checks import report  # with torch, which the other commands do without
-    from support.own_data import Meaning, describe, make_plain
+    from support.conversion import Meaning
+    from support.own_data import describe, make_plain
 
     with TemporaryDirectory() as scratch:
         plain = make_plain(sources, Meaning(**meaning), Path(scratch), size, cache_dir)
@@ -117,7 +118,8 @@ def split(
     train.py would refuse.
     """
     from support.checks import refusals, refusals_together, report
-    from support.own_data import Meaning, describe, make_plain
+    from support.conversion import Meaning
+    from support.own_data import describe, make_plain
 
     if not 0 < share < 1:
         raise BadInput("--share", f"{share} can't be used", "Give a number between 0 and 1")

@@ -59,7 +59,7 @@ def match(images: Sequence[str], masks: Sequence[str], scheme: str = "") -> Matc
     clashes: dict[str, list[str]] = {}
     left = dict.fromkeys(masks)
     ways = list(product((_same, _alike, _flat, _flat_and_alike), schemes))
-    while len(pairs) < len(images):
+    while left and len(pairs) < len(images):
         free = [name for name in images if name not in pairs]
         best, best_way = {}, None
         for way, (image_scheme, mask_scheme) in ways:
@@ -74,10 +74,11 @@ def match(images: Sequence[str], masks: Sequence[str], scheme: str = "") -> Matc
         said.append(_describe(*best_way))
         for image, numbered in best.items():
             pairs[image] = sorted(numbered.values())
-            left = {mask: None for mask in left if mask not in numbered.values()}
+        taken = {mask for image in best for mask in pairs[image]}
+        left = {mask: None for mask in left if mask not in taken}
     for image_scheme, mask_scheme in schemes:  # NAME.png and NAME_mask.png, or NAME.png and NAME.gif
         others = left if (image_scheme, mask_scheme) == ("NAME", "NAME") else left.keys() - reserved
-        if mask_scheme != FOLDER:
+        if others and mask_scheme != FOLDER:
             for image, numbered in _claims(list(pairs), sorted(others), image_scheme, mask_scheme, _same).items():
                 clashes.setdefault(image, [pairs[image][0], *numbered.values()])
     pairs = {image: pairs[image] for image in images if image in pairs and image not in clashes}
@@ -97,17 +98,13 @@ def masks_among(files: Sequence[str]) -> set[str]:
         if any(names.get(key, file) != file for key in keys):
             found.add(file)
     if not found:
-        stems = Counter(os.path.splitext(file)[0] for file in files)
-        found = {
-            file
-            for file in files
-            if stems[os.path.splitext(file)[0]] == 2 and not re.search(r"\.(jpe?g|jfif|jpe)$", file, re.I)
-        }
-        found = {f for f in found if sum(os.path.splitext(f)[0] == os.path.splitext(g)[0] for g in found) == 1}
+        jpegs = {file for file in files if re.search(r"\.(jpe?g|jfif|jpe)$", file, re.I)}
+        stems = {os.path.splitext(file)[0] for file in jpegs}
+        found = {file for file in files if file not in jpegs and os.path.splitext(file)[0] in stems}
     return found
 
 
-def tell_apart(files: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def tell_apart(files: Sequence[str], root: str = "") -> tuple[list[str], list[str], list[str]]:
     """The images and the masks in one folder and its subfolders, and what is neither.
 
     Folders called images, masks and the like tell them, else the names of files. Of several folders of masks for
@@ -126,8 +123,8 @@ def tell_apart(files: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     best, *others = sorted(pairs, key=lambda folder: -len(pairs[folder]))
     for other in others:
         if len(pairs[other]) == len(pairs[best]) and pairs[other] & pairs[best]:
-            first, second = (os.path.dirname(by_folder[folder][0]) for folder in (best, other))
-            remedy = f"Give the folders: split {os.path.dirname(images[0])} {first}, say"
+            first, second = (root + os.path.dirname(by_folder[folder][0]) for folder in (best, other))
+            remedy = f"Give two folders, say {root}{os.path.dirname(images[0])} and {first}"
             raise BadInput(first, f"holds masks, and so does {second}", remedy)
     apart = [best, *(other for other in others if pairs[other] and not pairs[other] & pairs[best])]
     masks = [file for folder in apart for file in by_folder[folder]]
@@ -204,8 +201,7 @@ def _templates(files: Sequence[str], marks: str) -> list[str]:
 def _key(file: str, template: str, numbered: bool = False) -> str:
     """What two files must have in common: plain folders and the NAME in a template. Nothing if it doesn't fit;
     `numbered`, a number after it doesn't count."""
-    folders, stem = file.split("/")[:-1], _stem(file)
-    folder = "/".join([*filter(None, map(_plain_folder, folders)), ""])
+    folder, stem = _folder(file), _stem(file)
     if template == FOLDER:
         return folder.strip("/") if folder.strip("/") not in SIDES else ""
     if template == "FILE":
@@ -260,6 +256,12 @@ def _describe(way: Callable[[str], str], image: str, mask: str) -> str:
     return text + " (but for letter case and leading zeros)" * (way in (_alike, _flat_and_alike))
 
 
+@cache
+def _folder(file: str) -> str:
+    return "/".join([*filter(None, map(_plain_folder, file.split("/")[:-1])), ""])
+
+
+@cache
 def _stem(file: str) -> str:
     return unicodedata.normalize("NFC", os.path.splitext(file.rpartition("/")[2])[0])
 

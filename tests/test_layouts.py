@@ -101,7 +101,7 @@ def test_images_and_masks_are_told_apart(images, masks, others):
 
 def test_two_folders_of_masks_for_the_same_images_are_asked_for():
     files = ["images/1.png", "labels/1.png", "masks/1.png"]
-    with pytest.raises(BadInput, match="labels: holds masks, and so does masks. Give the folders"):
+    with pytest.raises(BadInput, match="labels: holds masks, and so does masks. Give two folders"):
         tell_apart(files)
     assert masks_among(["a.jpg", "b.jpg"]) == set()
 

@@ -15,9 +15,10 @@ from PIL import Image
 from test_prepare_data import listing, names
 
 import prepare_data
+from support.conversion import meaning_of, read_colours
 from support.errors import BadInput
 from support.options import ConstantParser, settle_classes
-from support.own_data import meaning_of, read_colours, suggest_size
+from support.own_data import suggest_size
 
 ROOT = Path(__file__).parent.parent
 
@@ -204,7 +205,7 @@ def test_sets_that_are_split_already(tmp_path, capsys):
     (tmp_path / "val.txt").write_text("00_training\n03_training.tif\n\n99\n")
     split(tmp_path, *pairs[:2], "--val_list", str(tmp_path / "val.txt"))
     assert names(tmp_path / "data/val_images") == {"00_training.tif", "03_training.tif"}
-    assert "val.txt: 1 name that no image with a mask has, 99 for one" in capsys.readouterr().err
+    assert "val.txt: 1 name that no image has, 99 for one" in capsys.readouterr().err
 
 
 def test_groups_by_a_pattern_and_identical_images_stay_together(tmp_path, capsys):
