@@ -3,6 +3,7 @@
     python prepare_data.py sample                     # render a sample set of cars into data/sample/
     python prepare_data.py check images/ masks/       # what they hold, and everything that is wrong with them
     python prepare_data.py split images/ masks/       # share out your own images and masks into data/
+    python prepare_data.py split folder/              # the same of one folder with all of them
     python prepare_data.py carvana                    # share out Kaggle's train.zip and train_masks.zip
     python prepare_data.py pets                       # fetch 7,349 images of cats and dogs (OxfordIIITPet)
 
@@ -10,20 +11,26 @@ Each says with --help what it takes.
 """
 
 import filecmp
+import json
 import os
 import random
+import re
+import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 from tqdm import tqdm
 
 from support.carvana import TUTORIAL_CARS, Member, find_carvana
-from support.errors import BadInput, counted, refuse, run_script
+from support.errors import BadInput, by_cause, counted, refuse, run_script, warn
 from support.files import whole_file, writable_folder
 from support.options import OptionParser
-from support.pairs import CARVANA_NAME, find_pairs
+from support.pairs import CARVANA_NAME
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
@@ -39,6 +46,9 @@ def sample_if_empty(dirs: Sequence[str], num_classes: int = 1) -> Sequence[str]:
     most."""
     if tuple(dirs) != DEFAULT_DIRS or _entries(Path(dirs[0])):
         return dirs
+    if command := _command_that_fits(Path(dirs[0]).parent):
+        finding = f"empty, though {Path(dirs[0]).parent} holds something else"
+        raise BadInput(dirs[0], finding, f"{command}, or start in another folder to train on rendered cars")
     num_classes = min(num_classes, 4)
     folder = SAMPLE_DIR if num_classes == 1 else Path(f"{SAMPLE_DIR}_{num_classes}_classes")
     print(f"{dirs[0].rstrip('/')} is empty: training on rendered cars in {folder} instead (see README.md)")
@@ -57,31 +67,96 @@ def _entries(folder: Path) -> set[str]:
     return {name for name in os.listdir(folder) if not name.startswith(".")} if folder.is_dir() else set()
 
 
-def check(
-    images: str, masks: str, size: tuple[int, int], cache_dir: str, num_classes: int, ignore_index: int
-) -> None:
-    """Say what two folders hold, and everything that is wrong with them for a network that sees `size`."""
-    from support.checks import refusals, report  # with torch, which the other commands do without
-    from support.preparation import prepare
-    from support.reading import Classes
+def _command_that_fits(data: Path) -> str:
+    """What to do with images and masks, or archives, that lie in `data` otherwise than train.py reads them."""
+    from support.layouts import tell_apart
+    from support.own_data import list_files
 
-    folder = prepare(images, masks, size, cache_dir, Classes(num_classes, ignore_index))
-    report(folder)
-    refuse(refusals(folder))
+    zips = sorted(name for name in _entries(data) if name.lower().endswith(".zip"))
+    if {"train.zip", "train_masks.zip"} <= {*zips}:
+        return f"Give python prepare_data.py carvana {data / 'train.zip'} {data / 'train_masks.zip'}"
+    ours = re.compile(r"(sample(_\d_classes)?|cache|pets)/")
+    files = [file for file in list_files(data) if not ours.match(file)] if data.is_dir() else []
+    try:
+        found = tell_apart(files)[:2]
+    except BadInput:  # several folders could be those of the masks
+        return f"Give IMAGES and MASKS to python prepare_data.py split, folders in {data}"
+    if all(found):
+        folders = [str(data / os.path.commonpath([os.path.dirname(file) for file in some])) for some in found]
+        out = (
+            ["--out", "data_split"]
+            if {*FOLDERS, ""} & {os.path.dirname(file).partition("/")[0] for file in files}
+            else []
+        )
+        return f"Give {shlex.join(['python', 'prepare_data.py', 'split', *dict.fromkeys(folders), *out])}"
+    return f"Unpack {data / zips[0]}, and give the folders to python prepare_data.py split" if zips else ""
+
+
+def check(sources: Sequence[str], size: tuple[int, int] | None, cache_dir: str, **meaning: Any) -> None:
+    """Say what folders hold, and everything that is wrong with them for a network that sees `size`, or one that
+    suits the images. `meaning` is `conversion.Meaning`'s."""
+    from support.checks import report  # with torch, which the other commands do without
+    from support.conversion import Meaning
+    from support.own_data import describe, make_plain
+
+    with TemporaryDirectory() as scratch:
+        plain = make_plain(sources, Meaning(**meaning), Path(scratch), size, cache_dir)
+        report(plain.prepared, plain.origins)
+        print(describe(plain))
 
 
 def split(
-    images: str, masks: str, out: str, share: float, seed: int, group: str | None = None, move: bool = False
+    sources: Sequence[str], out: str, share: float, seed: int, group: str = "", move: bool = False, **meaning: Any
 ) -> None:
-    """Share out the pairs of two folders into four under `out`, each group wholly on one side.
+    """Share out what folders hold into four under `out`, each group wholly on one side, unless they are shared out
+    already; and say in `out`/dataset.json what the masks' numbers mean.
 
     `share` is the share of groups for validation. A group is a car in Carvana's names, else one image; with
-    `group` it is the part of a name before the last `group`. Images are hard-linked (copied if that can't be
-    done), masks copied; or both are moved. What an interrupted split has placed stays there; raises BadInput, with
-    nothing done, if a target folder holds any other file.
+    `group` it is as of `by_group`. Images that are the same to the byte stay together. Images are hard-linked
+    (copied if that can't be done), masks copied or written; or both are moved. What an interrupted split has placed
+    stays there; raises BadInput, with nothing done, if a target folder holds any other file, and for all that
+    train.py would refuse.
     """
-    groups = by_group(find_pairs(images, masks), images, group)
-    _share_out(groups, _choose(groups, share, seed), out, move)
+    from support.checks import refusals, refusals_together, report
+    from support.conversion import Meaning
+    from support.own_data import describe, make_plain
+
+    if not 0 < share < 1:
+        raise BadInput("--share", f"{share} can't be used", "Give a number between 0 and 1")
+    with TemporaryDirectory() as scratch:
+        plain = make_plain(sources, Meaning(**meaning), Path(scratch))
+        if move and plain.origins:
+            raise BadInput("--move", "can't be given where files are written anew", "Leave it out")
+        pairs = list(plain.samples)
+        if any(sample.side for sample in plain.samples.values()):
+            groups = {
+                side: [pair for pair in pairs if plain.samples[pair].side == side] for side in ("train", "val")
+            }
+            val_groups = {"val"}
+        else:
+            stems = {image: sample.name for (image, _), sample in plain.samples.items()}
+            groups = by_group(pairs, sources[0], group, stems)
+            _join_identical(groups, {pair: m.digest for pair, m in plain.prepared.metadata.items()})
+            val_groups = _choose(groups, share, seed)
+        prepared = {True: {}, False: {}}
+        for name, members in groups.items():
+            prepared[name in val_groups] |= {pair: plain.prepared.metadata[pair] for pair in members}
+        train, val = (plain.prepared._replace(metadata=prepared[side]) for side in (False, True))
+        for name, part in (("training", train), ("validation", val)):
+            if not part.metadata:
+                raise BadInput(sources[0], f"no images for {name}", "Give others, or another list or share")
+        refuse(by_cause([*refusals(train), *refusals(val), *refusals_together(train, val)]))
+        report(plain.prepared, plain.origins)
+        print(describe(plain))
+        names = {}
+        for (image, mask), sample in plain.samples.items():
+            names |= {image: sample.name + image.suffix, mask: sample.name + mask.suffix}
+        _share_out(groups, val_groups, out, move, names)
+    classes, size = plain.prepared.classes, plain.prepared.size
+    known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored}
+    _write_meaning(out, **{key: value for key, value in known.items() if value})
+    words = [*_dir_options(out), "--IMAGE_HEIGHT", str(size[0]), "--IMAGE_WIDTH", str(size[1])]
+    print("to train with them:", shlex.join(["python", "train.py", *words]))
 
 
 def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tutorial: bool = False) -> None:
@@ -94,6 +169,9 @@ def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tut
     if like_tutorial and (missing := set(TUTORIAL_CARS) - groups.keys()):
         raise BadInput("--like-tutorial", f"{images} lacks the car {min(missing)}", "Give all of train.zip")
     _share_out(groups, set(TUTORIAL_CARS) if like_tutorial else _choose(groups, share, seed), out)
+    _write_meaning(out, NUM_CLASSES=1)
+    if words := _dir_options(out):
+        print("to train with them:", shlex.join(["python", "train.py", *words]))
 
 
 def pets(out: str, source: str, download: bool = True) -> None:
@@ -123,19 +201,55 @@ def pets(out: str, source: str, download: bool = True) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 mask.save(file, "PNG")
+    _write_meaning(out, NUM_CLASSES=1, CLASS_NAMES=["background", "pet"])
 
 
-def by_group(pairs: Sequence[Pair], source: str, separator: str | None = None) -> dict[str, list[Pair]]:
-    """The pairs by what has to stay on one side: see `split`."""
+def by_group(
+    pairs: Sequence[Pair], source: str, group: str = "", names: Mapping[File, str] = MappingProxyType({})
+) -> dict[str, list[Pair]]:
+    """The pairs by what has to stay on one side: one of Carvana's cars, or images with equal parts of their names.
+
+    `group` is a regular expression, of which what its parentheses match counts; without parentheses it is a text,
+    and the part before the last of it counts. `names` are used instead of the files' own.
+    """
+    try:
+        pattern = re.compile(group)
+    except re.error:
+        pattern = re.compile(re.escape(group))
     groups: dict[str, list[Pair]] = {}
     for image, mask in pairs:
-        car = CARVANA_NAME.match(image.stem)
-        name = image.stem.rpartition(separator)[0] if separator else car[1] if car else image.stem
-        groups.setdefault(name or image.stem, []).append((image, mask))
+        name = names.get(image, image.stem)
+        if pattern.groups:
+            part = " ".join(filter(None, found.groups())) if (found := pattern.search(name)) else ""
+        elif group:
+            part = name.rpartition(group)[0]
+        else:
+            part = car[1] if (car := CARVANA_NAME.match(image.stem)) else ""
+        groups.setdefault(part or name, []).append((image, mask))
     if len(groups) < 2:
         remedy = "Give more, or --group another separator"
         raise BadInput(source, f"one group of {counted(len(pairs), 'image')}", remedy)
+    if group and len(groups) == len(pairs):
+        example = names.get(pairs[0][0], pairs[0][0].stem)
+        remedy = r"Give what images of one group share, in parentheses: (\d+)_(?:left|right)"
+        warn("--group", f"{group} puts each image, as {example}, into a group of its own", remedy)
     return groups
+
+
+def _join_identical(groups: dict[str, list[Pair]], digests: dict[Pair, str]) -> None:
+    """Make one group of those that hold the same image: what is trained on must not be validated on."""
+    first: dict[str, str] = {}
+    joined = 0
+    for name in list(groups):
+        others = {first[digests[pair]] for pair in groups[name] if digests[pair] in first} - {name}
+        for other in others:
+            groups[name] += groups.pop(other)
+            joined += 1
+        first |= {digests[pair]: name for pair in groups[name]}
+    if joined:
+        print(f"{counted(joined, 'group')} joined with others that hold the same image, to the byte")
+    if len(groups) < 2:
+        raise BadInput("images", "all the same, to the byte, or of one group", "Give others")
 
 
 def _choose(groups: dict[str, list[Pair]], share: float, seed: int) -> set[str]:
@@ -147,8 +261,15 @@ def _choose(groups: dict[str, list[Pair]], share: float, seed: int) -> set[str]:
     return set(names[: min(len(names) - 1, max(1, round(share * len(names))))])
 
 
-def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, move: bool = False) -> None:
-    """Place every file that isn't there yet into the four folders under `out`."""
+def _share_out(
+    groups: dict[str, list[Pair]],
+    val_groups: set[str],
+    out: str,
+    move: bool = False,
+    names: Mapping[File, str] = MappingProxyType({}),
+) -> None:
+    """Place every file that isn't there yet into the four folders under `out`, under the name that `names` has for
+    it or its own."""
     # Masks come first: after an interruption, no training takes a part for the whole without a word.
     plan: dict[Path, dict[str, File]] = {
         Path(out, name): {} for name in sorted(FOLDERS, key=lambda n: n[::-1])[::-1]
@@ -156,8 +277,8 @@ def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, mo
     for name, pairs in groups.items():
         side = "val" if name in val_groups else "train"
         for image, mask in pairs:
-            plan[Path(out, f"{side}_images")][image.name] = image
-            plan[Path(out, f"{side}_masks")][mask.name] = mask
+            plan[Path(out, f"{side}_images")][names.get(image, image.name)] = image
+            plan[Path(out, f"{side}_masks")][names.get(mask, mask.name)] = mask
 
     todo = []
     for folder, files in plan.items():
@@ -174,11 +295,27 @@ def _share_out(groups: dict[str, list[Pair]], val_groups: set[str], out: str, mo
 
     val = sum(len(groups[name]) for name in val_groups)
     print(f"{counted(sum(map(len, groups.values())) - val, 'image')} for training, {val} for validation")
-    print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
-    if Path(out) != Path("data"):
-        options = zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), FOLDERS, strict=True)
-        words = (f"--{which}_DIR {Path(out, name)}" for which, name in options)
-        print("to train with them: python train.py", *words)
+    if groups.keys() != {"train", "val"}:
+        print(f"{counted(len(groups) - len(val_groups), 'group')} for training, {len(val_groups)} for validation")
+
+
+def _write_meaning(out: str, **known: Any) -> None:
+    """Say in dataset.json beside the four folders what their masks hold. What a person has edited there stays, as
+    long as it has the same NUM_CLASSES."""
+    path = Path(out, "dataset.json")
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads(path.read_text(encoding="utf-8")).get("NUM_CLASSES") == known["NUM_CLASSES"]:
+            return
+    with whole_file(path) as file:
+        file.write_text(json.dumps(known) + "\n", encoding="utf-8")
+
+
+def _dir_options(out: str) -> list[str]:
+    """The options of train.py for the four folders under `out`; none for the ones that it has."""
+    if Path(out) == Path("data"):
+        return []
+    options = zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), FOLDERS, strict=True)
+    return [word for which, name in options for word in (f"--{which}_DIR", str(Path(out, name)))]
 
 
 def _is_at(file: File, target: Path) -> bool:
@@ -235,34 +372,66 @@ def main(argv: list[str] | None = None) -> None:
         "--num_classes", type=int, default=1, choices=(1, 2, 3, 4), help="3 has wheels, 4 windows, too"
     )
 
-    added = command(
-        "check",
-        lambda IMAGE_HEIGHT, IMAGE_WIDTH, CACHE_DIR, NUM_CLASSES, IGNORE_INDEX, **folders: check(
-            **folders,
-            size=(IMAGE_HEIGHT, IMAGE_WIDTH),
-            cache_dir=CACHE_DIR,
-            num_classes=NUM_CLASSES,
-            ignore_index=IGNORE_INDEX,
-        ),
-        "check images and masks as train.py does at its start; the options are train.py's",
-        IMAGE_HEIGHT=(160, "pixels that the network sees"),
-        IMAGE_WIDTH=(240, "pixels"),
-        NUM_CLASSES=(1, "1 for foreground alone"),
-        IGNORE_INDEX=(255, "value of pixels that are left out, if there are several classes"),
-        CACHE_DIR=("data/cache/", 'keeps what was read, for train.py, too; "" keeps nothing'),
+    meaning = {
+        "mask_name": ("", "how masks are called for an image NAME, as NAME_mask or NAME_sat=NAME_mask"),
+        "foreground": ("", "values of one class, as nonzero or 1,2, where masks hold numbers"),
+        "colours": ("", "file with a line R G B NAME for each colour of the masks"),
+        "NUM_CLASSES": (0, "1 for foreground alone; 0 is what the masks hold"),
+        "IGNORE_INDEX": (255, "value of pixels that are left out, if there are several classes"),
+        "train_list": ("", "file with the names of images for training"),
+        "val_list": ("", "file with the names of images for validation"),
+        "list": ("", "file to write all findings to"),
+    }
+
+    def with_sources(added: OptionParser) -> OptionParser:
+        added.add_argument(
+            "sources",
+            nargs="+",
+            help="one folder; images and masks (or annotations); or both of training, then of validation",
+        )
+        added.add_argument("--skip_bad", action="store_true", help="leave out what can't be used")
+        return added
+
+    def called(run: Callable[..., None]) -> Callable[..., None]:
+        def renamed(NUM_CLASSES: int, IGNORE_INDEX: int, list: str, **options: Any) -> None:
+            run(**options, num_classes=NUM_CLASSES, ignore_index=IGNORE_INDEX, list_file=list)
+
+        return renamed
+
+    def check_at(IMAGE_HEIGHT: int, IMAGE_WIDTH: int, CACHE_DIR: str, **options: Any) -> None:
+        size = (IMAGE_HEIGHT, IMAGE_WIDTH) if IMAGE_HEIGHT and IMAGE_WIDTH else None
+        check(size=size, cache_dir=CACHE_DIR, **options)
+
+    with_sources(
+        command(
+            "check",
+            called(check_at),
+            "check images and masks as train.py does at its start",
+            **meaning,
+            IMAGE_HEIGHT=(0, "pixels that the network sees; 0 is what suits the images"),
+            IMAGE_WIDTH=(0, "pixels"),
+            CACHE_DIR=("data/cache/", 'keeps what was read, for train.py, too; "" keeps nothing'),
+        )
     )
-    added.add_argument("images", help="folder of images")
-    added.add_argument("masks", help="folder of their masks")
 
     placing = {
         "out": ("data", "where the four folders go"),
         "share": (0.2, "share of the groups for validation"),
         "seed": (0, "of the choice"),
     }
-    added = command("split", split, "share out your own images (as hard links) and masks (as copies)", **placing)
-    added.add_argument("images", help="folder of images")
-    added.add_argument("masks", help="folder of their masks")
-    added.add_argument("--group", help="names equal before the last GROUP stay together, say _ for car7_01.jpg")
+    added = with_sources(
+        command(
+            "split",
+            called(split),
+            "share out your own images (as hard links) and masks (as copies)",
+            **placing,
+            **meaning,
+            group=(
+                "",
+                r"images stay together that agree in what it matches, as (\d+)_(?:left|right), or before it",
+            ),
+        )
+    )
     added.add_argument("--move", action="store_true", help="move the files instead")
 
     added = command("carvana", carvana, "share out Kaggle's images and masks, whole cars to a side", **placing)

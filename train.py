@@ -42,7 +42,7 @@ from support.distributed import Group, end_together, init_distributed
 from support.errors import BadInput, counted, explain_limits, run_script
 from support.files import writable_folder
 from support.muon import Muon
-from support.options import ConstantParser
+from support.options import ConstantParser, settle_classes
 from support.preparation import prepare
 from support.pretrained import load_pretrained
 from support.reading import Classes
@@ -73,7 +73,7 @@ FEATURES = "auto"  # channels of each level, such as 64 128 256 512, the paper's
 ENCODER = ""  # one of timm's networks, with ImageNet's weights, for the way down; "" trains all from scratch
 ENCODER_WEIGHTS = ""  # a file of its weights; "" fetches them
 START_FROM = ""  # a checkpoint whose weights a new run begins with: of other images, sizes or classes
-NUM_CLASSES = 1  # 1 tells foreground from background; with more, masks hold class numbers from 0 up
+NUM_CLASSES = "auto"  # 1 is foreground alone; auto is what split has found, data/dataset.json's, or 1
 IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
@@ -310,6 +310,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.CROP:
         options.IMAGE_HEIGHT = options.IMAGE_WIDTH = options.CROP
         options.PROGRESSIVE_RESIZING = 0.0  # half the size would be half the scale
+    settle_classes(options)
     group = init_distributed(options.DEVICE)
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:

@@ -6,8 +6,9 @@ and validation together. A refusal names each file; a warning stands for all of 
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from os.path import samefile
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from support.errors import BadInput, counted, refuse, warn
@@ -45,7 +46,7 @@ def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop
     if samefile(train.image_dir, val.image_dir):
         finding = "the folder of the training images, too"
         raise BadInput(val.image_dir, finding, "Give others for validation: prepare_data.py split shares them out")
-    refused = [*refusals(train, smallest), *refusals(val, smallest), *_broken(REFUSED_TOGETHER, train, val)]
+    refused = [*refusals(train, smallest), *refusals(val, smallest), *refusals_together(train, val)]
     for folder in (train, val):
         report(folder)
     if not refused:
@@ -79,8 +80,14 @@ def refusals(folder: Prepared, smallest: int = 16) -> list[BadInput]:
     return [*folder.bad, *too_small, *_broken(REFUSED, folder)]
 
 
-def report(folder: Prepared) -> None:
-    """Print what a folder holds, what perfect masks would score, and its warnings."""
+def refusals_together(train: Prepared, val: Prepared) -> list[BadInput]:
+    """All that is wrong with two folders, sound by themselves, for training and validation."""
+    return _broken(REFUSED_TOGETHER, train, val)
+
+
+def report(folder: Prepared, origins: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Print what a folder holds, what perfect masks would score, and its warnings, with a file's own name if
+    `origins` has it for a copy's path."""
     metadata, found = folder.metadata.values(), _classes(folder)
     sizes = sorted({m.size for m in metadata}, key=math.prod)
     ends = " to ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
@@ -96,7 +103,7 @@ def report(folder: Prepared) -> None:
     if folder.size and shares and _ceiling(folder) < 0.9995:
         parts.append(f"perfect masks of {folder.size[1]}x{folder.size[0]} would score {_ceiling(folder):.3f}")
     print(f"{folder.image_dir}: {'; '.join(parts)}")
-    _warn(WARNED, folder)
+    _warn(WARNED, folder, origins=origins)
 
 
 def _broken(rules: Iterable[Rule], *folders: Prepared) -> list[BadInput]:
@@ -107,11 +114,12 @@ def _broken(rules: Iterable[Rule], *folders: Prepared) -> list[BadInput]:
     ]
 
 
-def _warn(rules: Iterable[Rule], *folders: Prepared) -> None:
+def _warn(rules: Iterable[Rule], *folders: Prepared, origins: Mapping[str, Any] = MappingProxyType({})) -> None:
     for rule in rules:
         if broken := _broken([rule], *folders):
             more = f" (and {len(broken) - 1} like it)" if len(broken) > 1 else ""
-            warn(broken[0].subject, broken[0].finding + more, broken[0].remedy)
+            subject = origins.get(broken[0].subject, broken[0].subject)
+            warn(subject, broken[0].finding + more, broken[0].remedy)
 
 
 def _classes(folder: Prepared) -> list[int]:

@@ -81,6 +81,18 @@ def refuse(errors: Sequence[BadInput]) -> None:
         raise errors[0] if len(errors) == 1 else BadInputs(errors)
 
 
+def by_cause(errors: Sequence[BadInput]) -> list[BadInput]:
+    """One for each cause: the first of its errors, with the number of others."""
+    causes: dict[tuple[str, str], list[BadInput]] = {}
+    for error in errors:
+        own = re.sub(r"[\w ().-]+\.\w{2,4}\b|[\d.]+", "", error.finding)  # names of files, and numbers
+        causes.setdefault((own, error.remedy), []).append(error)
+    return [
+        BadInput(e.subject, e.finding + f" (and {len(more)} like it)" * bool(more), e.remedy)
+        for e, *more in causes.values()
+    ]
+
+
 def warn(subject: str | Path, finding: str, remedy: str) -> None:
     """Say in one line on standard error what may be wrong, and go on. The phrases are BadInput's. Of the processes
     that torchrun started, only the first says it."""

@@ -7,6 +7,7 @@ constant with its default and the comment that stands beside it.
 import argparse
 import ast
 import difflib
+import json
 import math
 import re
 import sys
@@ -34,7 +35,7 @@ RULES = {
         'one or more numbers from 1 up, or "auto"',
     ),
     "TIME_LIMIT": (lambda v: 0 <= v < math.inf, "minutes, or 0 for none"),
-    "NUM_CLASSES": (lambda v: 1 <= v <= 255, "1 for foreground alone, or 2 to 255"),
+    "NUM_CLASSES": (lambda v: v == "auto" or 1 <= v <= 255, "1 for foreground alone, or 2 to 255"),
     "IGNORE_INDEX": (lambda v: 0 <= v <= 255, "0 to 255"),
     "NUM_SAVED_IMAGES": (lambda v: v >= 0, "0 or more"),
     "STEPS": (lambda v: v >= 1, "1 or more"),
@@ -145,6 +146,21 @@ class ConstantParser(OptionParser):
             if name in RULES and not _holds(RULES[name][0], value := getattr(options, name)):
                 raise BadInput(name, f"{value!r} can't be used", f"Give {RULES[name][1]}")
         return options
+
+
+def settle_classes(options: argparse.Namespace) -> None:
+    """Give NUM_CLASSES, if it is "auto", the number that dataset.json beside the training images' folder has for
+    it, which `prepare_data.py split` writes; without that file 1."""
+    if options.NUM_CLASSES != "auto":
+        return
+    file = Path(options.TRAIN_IMG_DIR).parent / "dataset.json"
+    try:
+        count = json.loads(file.read_text(encoding="utf-8")).get("NUM_CLASSES", 1) if file.exists() else 1
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(file, f"can't be read ({error})", "Correct or remove it") from error
+    if type(count) is not int or not 1 <= count <= 255:
+        raise BadInput(file, f"NUM_CLASSES {count!r} can't be used", f"Give {RULES['NUM_CLASSES'][1]}")
+    options.NUM_CLASSES = count
 
 
 def _holds(rule: Callable[[Any], bool], value: Any) -> bool:

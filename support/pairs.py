@@ -41,7 +41,7 @@ def find_images(folder: str | Path) -> list[Path]:
     Hidden files and files without a picture's ending are skipped. Raises BadInput for a missing folder and for one
     without images.
     """
-    images = [file for file in _listing(folder)[0] if _is_picture(file, IMAGE_SUFFIXES)]
+    images = [file for file in list_folder(folder)[0] if _is_picture(file, IMAGE_SUFFIXES)]
     if not images:
         raise BadInput(folder, "no images here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
     return images
@@ -49,7 +49,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
 def skipped_files(folder: str | Path) -> Counter[str]:
     """What a folder holds besides images, by ending: files that aren't hidden, and subfolders."""
-    files, folders = _listing(folder)
+    files, folders = list_folder(folder)
     others = [file for file in files if not file.name.startswith(".") and not _is_picture(file, IMAGE_SUFFIXES)]
     kinds = Counter(file.suffix.lower() or "without an ending" for file in others)
     return kinds + Counter({"subfolder" + "s" * (len(folders) > 1): len(folders)})
@@ -58,15 +58,15 @@ def skipped_files(folder: str | Path) -> Counter[str]:
 def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:
     """Each image with its mask: of `NAME.jpg` `NAME_mask.gif`, `NAME.png` or the like. Raises
     BadInput for a missing folder and for each image with no mask or with two."""
-    pairs, bad, _ = _match(images, _listing(mask_dir)[0], mask_dir)
+    pairs, bad, _ = _match(images, list_folder(mask_dir)[0], mask_dir)
     refuse(bad)
     return pairs
 
 
 def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
     """Pair the images of a folder with the masks of another. Raises BadInput for a missing or empty folder."""
-    files, folders = _listing(image_dir)
-    mask_files, mask_folders = _listing(mask_dir)
+    files, folders = list_folder(image_dir)
+    mask_files, mask_folders = list_folder(mask_dir)
     images = find_images(image_dir)
     pairs, bad, used = _match(images, mask_files, mask_dir)
     subfolders = {*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)}
@@ -111,7 +111,7 @@ def _is_picture(path: Path, suffixes: Sequence[str]) -> bool:
     return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
-def _listing(folder: str | Path) -> tuple[list[Path], list[Path]]:
+def list_folder(folder: str | Path) -> tuple[list[Path], list[Path]]:
     """The files and the folders of a folder, sorted by name."""
     found: tuple[list[Path], list[Path]] = [], []
     try:

@@ -139,6 +139,17 @@ def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE
     return _scale_mask(_to_mask(_decode(path, _read_bytes(path)), path, classes).values, size, classes)
 
 
+def read_values(path: str | Path, colour: bool = False) -> np.ndarray:
+    """What a mask's file holds: gray values or palette indices (H, W), or, of RGB whose channels differ and with
+    `colour` of anything, uint8 (H, W, 3)."""
+    image = _decode(path, _read_bytes(path)).image
+    if colour or image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    gray = not colour and (values.ndim == 2 or (values == values[..., :1]).all())
+    return (values if values.ndim == 2 else values[..., 0]) * 1 if gray else values
+
+
 def read_pair(pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS) -> tuple[np.ndarray, np.ndarray]:
     """An image, uint8 (H, W, 3), and its mask, as of `read_mask`. Raises BadInput if their sizes differ."""
     return inspect_pair(pair, size, classes)[:2]

@@ -61,7 +61,7 @@ def test_archives_become_the_four_folders(kaggle, tmp_path, capsys):
         assert image.read_bytes() == (tmp_path / "i" / image.name).read_bytes()
         assert mask.read_bytes() == (tmp_path / "m" / mask.name).read_bytes()
         read_pair((image, mask))
-    assert len(listing(tmp_path / "deep")) == 30  # nothing else, and nothing outside
+    assert len(listing(tmp_path / "deep")) == 31  # dataset.json and nothing else, and nothing outside
     assert not list(tmp_path.rglob("outside.jpg"))
 
     prepare_data.main(arguments(kaggle, tmp_path / "other", "--share", "0.4", "--seed", "1"))

@@ -27,7 +27,7 @@ def draw(folder: Path, names: str, line: int, size: tuple[int, int] = (300, 200)
 
 
 def look(folders: list[str], classes: int = 1, size: tuple[int, int] = (32, 48)) -> None:
-    check(*folders, size, "", classes, 255)
+    check(folders, size, "", num_classes=classes)
 
 
 def test_masks_that_vanish_at_the_networks_size_are_refused_with_one_that_keeps_them(tmp_path, capsys):

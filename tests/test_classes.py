@@ -480,7 +480,7 @@ def test_prepare_data_checks_and_splits_masks_of_classes(striped, capsys):
     prepare_data.main(["check", *folders, *no_cache, "--NUM_CLASSES", "3"])
     assert "3 images with masks; 48x32; foreground 50.0%" in capsys.readouterr().out
     for more, message in (
-        ([], r"3 findings in all"),
+        (["--NUM_CLASSES", "2"], "the value 2, where classes are 0 to 1 and 255 is ignored"),
         (["--NUM_CLASSES", "3", "--IGNORE_INDEX", "9"], "the value 255, where classes are 0 to 2 and 9 is ignored"),
         (["--NUM_CLASSES", "300"], "NUM_CLASSES: 300 can't be used"),
     ):
@@ -488,6 +488,7 @@ def test_prepare_data_checks_and_splits_masks_of_classes(striped, capsys):
             prepare_data.main(["check", *folders, *no_cache, *more])
     prepare_data.main(["split", *folders, "--out", str(striped / "data")])
     assert len(list((striped / "data/val_masks").iterdir())) == 1
+    assert json.loads((striped / "data/dataset.json").read_text()) == {"NUM_CLASSES": 3, "IGNORE_INDEX": 255}
 
 
 def test_empty_folders_fall_back_on_a_sample_of_as_many_classes(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def test_fine_detail_is_warned_of_with_what_would_serve(tmp_path, capsys):
         for kind, picture in (("images", image), ("masks", mask)):
             (tmp_path / kind).mkdir(exist_ok=True)
             picture.save(tmp_path / kind / f"{name}.png")
-    check(str(tmp_path / "images"), str(tmp_path / "masks"), (64, 96), "", 1, 255)
+    check([str(tmp_path / "images"), str(tmp_path / "masks")], (64, 96), "")
     captured = capsys.readouterr()
     said = float(captured.out.partition("would score ")[2].split()[0])
     assert 0.6 < said < 0.95 and "perfect masks of 96x64 would score" in captured.out

@@ -68,9 +68,7 @@ def test_each_kind_of_network_trains_a_step_and_predicts_odd_sizes(name, channel
     assert all(parameter.grad is not None for parameter in model.parameters())
     optimizer.step()
     same = [torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
-    assert sum(same) < 0.4 * len(
-        same
-    )  # ResNet's last BatchNorm of a block begins with 0, which hides what is before
+    assert sum(same) < 0.5 * len(same)  # a ResNet's blocks end in a weight of 0, which hides what is before it
     with torch.no_grad():
         assert model.eval()(torch.rand(1, channels, 33, 131)).shape == (1, 2, 33, 131)
     assert UNET(**model.arguments).load_state_dict(model.state_dict())

@@ -169,8 +169,8 @@ def test_palettes_that_give_a_colour_two_numbers_are_refused(tmp_path):
         assert set(np.unique(read_mask(tmp_path / f"masks/{name}.png", classes=Classes(3)))) == {0, 1, 2}
         folders = str(tmp_path / "images"), str(tmp_path / "masks")
         if name != "c":
-            check(*folders, (32, 48), "", 3, 255)
+            check(folders, (32, 48), "", num_classes=3)
     with pytest.raises(
         BadInput, match="c.png: its palette differs from that of other masks: #0000ff is number 1, and in a"
     ):
-        check(*folders, (32, 48), "", 3, 255)
+        check(folders, (32, 48), "", num_classes=3)

@@ -1,0 +1,319 @@
+"""Images and masks as people have them, made plain: what `prepare_data.py split` and `check` begin with.
+
+`layouts.py` finds what belongs together, `conversion.py` gives masks the form that train.py reads, and the rules of
+`checks.py` judge them all. Files are only read: new ones go into a scratch folder.
+"""
+
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from support.checks import refusals
+from support.conversion import VALUES, Meaning, Sample, classes_in, classes_written, convert, read_colours
+from support.errors import BadInput, by_cause, counted, refuse, warn
+from support.layouts import Match, listed, match, plain_names, side, tell_apart
+from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
+from support.preparation import Prepared, prepare
+from support.reading import IGNORED, ORIENTATION, Classes, Pair, Size
+
+OTHER_SUFFIXES = (".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".heif", ".npy", ".dcm", ".svg", ".psd")
+AREA = 160 * 240  # pixels of the size that is suggested
+
+
+class Plain(NamedTuple):
+    """A set in the form that train.py reads."""
+
+    samples: dict[Pair, Sample]  # by files as they go into data/, of which some lie in the scratch folder
+    prepared: Prepared  # of all of them
+    names: list[str]  # of the classes, if they are known
+    origins: dict[str, Path]  # of each file in the scratch folder, the user's own
+
+
+def make_plain(
+    sources: Sequence[str], meaning: Meaning, scratch: Path, size: Size | None = None, cache_dir: str = ""
+) -> Plain:
+    """Pair, convert and read all that `sources` hold, at `size` or at one that suits it, and say what was found.
+
+    Raises BadInput with all that is wrong, a line for each cause.
+    """
+    Classes(meaning.num_classes or 1, meaning.ignore_index)  # raises BadInput
+    if meaning.ignore_index != IGNORED and meaning.num_classes < 2:
+        raise BadInput("--IGNORE_INDEX", f"{meaning.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
+    samples, bad, unused, names = _find(sources, meaning)
+    colours = read_colours(meaning.colours) if meaning.colours else []
+    if colours:
+        by_number = {colour.number: colour.name for colour in colours if colour.number < IGNORED}
+        names = [by_number[number] for number in sorted(by_number)]
+    pairs: dict[Pair, Sample] = {}
+    origins: dict[str, Path] = {}
+    unlisted: Counter[str] = Counter()
+    with ThreadPoolExecutor() as pool:  # which decode and encode at the same time
+        work = pool.map(lambda sample: convert(sample, meaning, colours, scratch), samples)
+        for sample, done in zip(samples, tqdm(work, "converting", len(samples), delay=1), strict=True):
+            if isinstance(done, BadInput):
+                bad.append(done)
+                continue
+            pair, shares = done
+            pairs[pair] = sample
+            unlisted.update(shares)
+            own = (sample.image, sample.masks[0] if isinstance(sample.masks, list) else Path(sources[-1]))
+            origins |= {str(new): old for new, old in zip(pair, own, strict=True) if new != old}
+    if unlisted:
+        told = ", ".join(f"{colour} ({n / len(samples):.2%})" for colour, n in unlisted.most_common(8))
+        remedy = "Add a line for each, called ignore if its pixels are to be left out"
+        more = f" and {len(unlisted) - 8} more" if len(unlisted) > 8 else ""
+        raise BadInput(meaning.colours, f"lacks colours of the masks: {told}{more}", remedy)
+    if not pairs:
+        _tell(bad or [BadInput(sources[0], "nothing that can be used", "Give other folders or lists")], meaning)
+    may_grow, size = not size, size or suggest_size([_size(image) for image, _ in pairs])
+    drawn = not isinstance(samples[0].masks, list)
+    if drawn or colours:
+        classes = classes_written([Path(path) for path in origins if path.endswith(".mask.png")], len(names))
+    else:
+        count = 1 if meaning.foreground else meaning.num_classes or 1
+        classes = Classes(count)  # masks with another number for ignored pixels are written anew
+    skipped = [
+        Path(source, name) for source in {*sources} if Path(source).is_dir() for name in list_files(source, False)
+    ]
+    scan = Scan(list(pairs), [], unused, [], skipped)
+    folders = (sources[0], sources[min(1, len(sources) - 1)])
+    cache = cache_dir if not origins else ""
+    prepared = prepare(*folders, size, cache, classes, scan)
+    if not (drawn or colours or meaning.foreground or meaning.num_classes):
+        classes = classes_in(prepared, meaning.ignore_index)
+        if classes.multiclass:
+            print(f"masks hold the numbers 0 to {classes.count - 1}: NUM_CLASSES is {classes.count}")
+            prepared = prepare(*folders, size, cache, classes, scan)
+    shape = median_shape([m.size for m in prepared.metadata.values()] or [size])
+    while may_grow and size[0] < shape[0] and any(e.finding.startswith("too thin") for e in refusals(prepared)):
+        size = tuple(-(-side * 3 // 2) // 16 * 16 for side in size)  # more of thin things is left there
+        prepared = prepare(*folders, size, cache, classes, scan)
+    return _without_bad(Plain(pairs, prepared, names, origins), bad, meaning)
+
+
+def _without_bad(plain: Plain, bad: Sequence[BadInput], meaning: Meaning) -> Plain:
+    """The set without what can't be used, if that is asked for; raises BadInput if not, or if there is more."""
+    prepared, bad = plain.prepared, list(bad)
+    owners = {str(file): pair for pair in plain.samples for file in pair}
+    while single := [error for error in refusals(prepared) if error.subject in owners]:
+        own = (plain.origins.get(error.subject, error.subject) for error in single)
+        remedies = (
+            "Change the mask, or give --foreground or --NUM_CLASSES" if VALUES.match(e.finding) else e.remedy
+            for e in single
+        )
+        bad += [BadInput(who, e.finding, do) for who, e, do in zip(own, single, remedies, strict=True)]
+        left_out = {owners[error.subject] for error in single}
+        metadata = {pair: m for pair, m in prepared.metadata.items() if pair not in left_out}
+        prepared = prepared._replace(bad=[], metadata=metadata, records=None)
+    whole = refusals(prepared) if prepared.metadata else []
+    _tell([*_swapped(bad), *whole], meaning, may_skip=bool(prepared.metadata) and not whole)
+    return plain._replace(prepared=prepared, samples={pair: plain.samples[pair] for pair in prepared.metadata})
+
+
+def _tell(bad: Sequence[BadInput], meaning: Meaning, may_skip: bool = False) -> None:
+    """Refuse what is wrong, a line a cause, or only warn of it if it may be left out."""
+    if meaning.list_file:
+        try:
+            Path(meaning.list_file).write_text("".join(f"{error}\n" for error in bad), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(meaning.list_file, f"can't be written ({error.strerror})", "Give another") from error
+    if not may_skip or not meaning.skip_bad:
+        skip = ", or leave it out with --skip_bad" if may_skip else ""
+        refuse([BadInput(e.subject, e.finding, e.remedy + skip) for e in by_cause(bad)])
+    for error in by_cause(bad):
+        warn(error.subject, error.finding, "Left out")
+
+
+def _find(sources: Sequence[str], meaning: Meaning) -> tuple[list[Sample], list[BadInput], list[Path], list[str]]:
+    """All samples, what can't be paired, masks without an image, and the classes' names if outlines tell them."""
+    if len(sources) not in (1, 2, 4):
+        remedy = "Give one folder, images and masks, or both of training and then both of validation"
+        raise BadInput(sources[2], "not expected here", remedy)
+    if len(sources) < 4:
+        return _find_side(Path(sources[0]), Path(sources[-1]), meaning)
+    train, val = (
+        _find_side(Path(images), Path(masks), meaning)
+        for images, masks in zip(sources[::2], sources[1::2], strict=True)
+    )
+    samples = [sample._replace(side=part) for some, part in ((train, "train"), (val, "val")) for sample in some[0]]
+    return samples, train[1] + val[1], train[2] + val[2], train[3]
+
+
+def _find_side(
+    root: Path, mask_root: Path, meaning: Meaning
+) -> tuple[list[Sample], list[BadInput], list[Path], list[str]]:
+    files = list_files(root)
+    if mask_root.is_dir() and os.path.samefile(root, mask_root):
+        images, masks, others = tell_apart(files, f"{root}/")
+        if others:
+            print(f"left alone: {counted(len(others), 'file')}, as {root / others[0]}")
+    else:
+        masks = [] if mask_root.is_file() else list_files(mask_root)
+        inside = os.path.relpath(mask_root, root).replace(os.sep, "/") + "/"
+        images = [file for file in files if not file.startswith(inside)]
+    if not images:
+        raise BadInput(root, "no images here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
+    sides = _listed(images, meaning) or {image: side(image) for image in images}
+    images, names, unused = list(sides), [], []
+    if not masks and (annotations := _annotations(mask_root, {os.path.basename(i): root / i for i in images})):
+        names = ["background", *annotations.names]
+        pairs = {image: draw for image in images if (draw := annotations.masks.get(os.path.basename(image)))}
+        bad = [
+            BadInput(root / image, f"not in {mask_root}", "Annotate it") for image in images if image not in pairs
+        ]
+        print(f"masks are drawn from the outlines in {mask_root}")
+    else:
+        found = match(images, masks, meaning.mask_name)
+        bad = _unpaired(root, mask_root, found, images, masks)
+        pairs = {image: [mask_root / mask for mask in some] for image, some in found.pairs.items()}
+        unused = [mask_root / mask for mask in found.unused]
+        if pairs:
+            print(f"masks are found by: {', '.join(found.schemes)}")
+        if several := sum(len(some) > 1 for some in pairs.values()):
+            print(f"{counted(several, 'image')} with several masks, which are united")
+    parts = {sides[image] for image in pairs}
+    if "test" not in parts:  # none of those has a mask: they are there to be predicted
+        tests = {str(root / image) for image in images if sides[image] == "test"}
+        bad = [error for error in bad if error.subject not in tests]
+    if "" in parts or not {"train"} < parts:
+        sides = dict.fromkeys(images, "")  # not split, or in another way than by folders
+    elif "val" not in parts:
+        sides = {image: part.replace("test", "val") for image, part in sides.items()}
+        print("validation is what the folders call test")
+    elif "test" in parts:
+        print(f"left out: {counted(sum(sides[image] == 'test' for image in pairs), 'image')} of test")
+        pairs = {image: some for image, some in pairs.items() if sides[image] != "test"}
+    plain = plain_names({image: sides[image] for image in pairs})
+    samples = [Sample(plain[image], root / image, some, sides[image]) for image, some in pairs.items()]
+    return samples, bad, unused, names
+
+
+def list_files(root: Path, pictures: bool = True) -> list[str]:
+    """All that may be an image or a mask below a folder, or all else; without what is hidden."""
+    list_folder(root)  # raises BadInput for a missing one
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        places = (Path(folder, file).relative_to(root).as_posix() for file in sorted(files) if file[0] != ".")
+        found += [place for place in places if place.lower().endswith((*MASK_FILES, *OTHER_SUFFIXES)) == pictures]
+    return found
+
+
+def _annotations(source: Path, images: dict[str, Path]) -> "Annotations | None":  # noqa: F821
+    """The outlines in a file or a folder, or in the first folder below it that has some."""
+    try:
+        from support.annotations import load_annotations
+    except ImportError:
+        return None
+    below = [
+        Path(folder) for folder, _, files in os.walk(source) if any(f.endswith((".json", ".txt")) for f in files)
+    ]
+    tried = (load_annotations(place, images) for place in dict.fromkeys([source, *sorted(below)]))
+    return next((annotations for annotations in tried if annotations), None)
+
+
+def _unpaired(
+    root: Path, mask_root: Path, found: Match, images: Sequence[str], masks: Sequence[str]
+) -> list[BadInput]:
+    """What to say of images without a mask, or with two."""
+    if not masks:
+        finding = f"no masks among {counted(len(images), 'image')}"
+        return [BadInput(mask_root, finding, "Give two folders, IMAGES MASKS, or name masks NAME_mask")]
+    if len(found.unpaired) == len(images):
+        finding = f"no mask fits an image: images are called {images[0]}, masks {masks[0]}"
+        return [BadInput(mask_root, finding, "Say how masks are called with --mask_name, such as NAME_mask")]
+    finding = f"no mask in {mask_root} by {', '.join(found.schemes)}"
+    bad = [BadInput(root / image, finding, "Add it, or say how with --mask_name") for image in found.unpaired]
+    remedy = "Keep one of them, or say which with --mask_name, such as NAME_mask"
+    for image, (first, second, *_) in found.clashes.items():
+        finding = f"two masks, {os.path.basename(first)} and {os.path.basename(second)}"
+        bad.append(BadInput(root / image, finding, remedy))
+    return bad
+
+
+def _listed(images: Sequence[str], meaning: Meaning) -> dict[str, str]:
+    """The side of each image that lists of names tell; of one list, all others are on the other side."""
+    sides: dict[str, str] = {}
+    for part, name in (("train", meaning.train_list), ("val", meaning.val_list)):
+        if not name:
+            continue
+        try:
+            rows = [row.split() for row in Path(name).read_text(encoding="utf-8").splitlines() if row.strip()]
+        except (OSError, ValueError) as error:
+            raise BadInput(name, f"can't be read as a list of names ({error})", "Give one name a line") from error
+        found, unknown = listed(images, (row[0] for row in rows))
+        if unknown:
+            warn(name, f"{counted(len(unknown), 'name')} that no image has, {unknown[0]} for one", "Unused")
+        sides |= {image: part for image in images if image in found}
+    if sides and not (meaning.train_list and meaning.val_list):
+        other = "train" if meaning.val_list else "val"
+        sides = {image: sides.get(image, other) for image in images}
+    return sides
+
+
+def _swapped(bad: Sequence[BadInput]) -> list[BadInput]:
+    """The findings; of a mask that has another image's size, and the other way round, both are named."""
+    sizes = {
+        i: f.groups()
+        for i, e in enumerate(bad)
+        if (f := re.search(r"is (\d+x\d+), its image (\d+x\d+)", e.finding))
+    }
+    told = list(bad)
+    for i, (mask, image) in sizes.items():
+        others = [j for j, other in sizes.items() if other == (image, mask)]
+        if mask != image and len(others) == 1:
+            told[i] = BadInput(
+                bad[i].subject,
+                f"{bad[i].finding}, and with {Path(bad[others[0]].subject).name} it is the other way round",
+                "Look whether the two are swapped",
+            )
+    return told
+
+
+def _size(image: Path) -> Size | None:
+    """An upright image's (height, width), without reading its pixels."""
+    try:
+        if not image.is_file():  # reading from a pipe would wait for ever
+            return None
+        with Image.open(image) as opened:
+            return opened.size if opened.getexif().get(ORIENTATION, 1) >= 5 else opened.size[::-1]
+    except Exception:  # broken: what is wrong is found when it is read
+        return None
+
+
+def median_shape(sizes: Sequence[Size]) -> Size:
+    return tuple(round(statistics.median(side)) for side in zip(*sizes, strict=True))
+
+
+def suggest_size(sizes: Sequence[Size | None]) -> Size:
+    """(height, width) to train at: of the median shape, with about AREA pixels or all that it has, in multiples of
+    16 and 32 at the least."""
+    known = [size for size in sizes if size]
+    height, width = median_shape(known) if known else (160, 240)
+    scale = min(1, (AREA / (height * width)) ** 0.5)
+    return tuple(max(32, round(side * scale / 16) * 16) for side in (height, width))
+
+
+def describe(plain: Plain) -> str:
+    """The share of pixels of each class, the median shape, and a size to train at."""
+    metadata, classes = plain.prepared.metadata.values(), plain.prepared.classes
+    names = plain.names or ([] if classes.multiclass else ["background", "foreground"])
+    totals = np.sum([np.multiply(m.shares, m.size[0] * m.size[1]) for m in metadata], axis=0)
+    pixels = sum(m.size[0] * m.size[1] for m in metadata)
+    labels = names if len(names) == len(totals) else [f"class {n}" for n in range(len(totals))]
+    shares = ", ".join(f"{label} {total / pixels:.1%}" for label, total in zip(labels, totals, strict=True))
+    if (ignored := 1 - totals.sum() / pixels) > 5e-4:
+        shares += f", ignored {ignored:.1%}"
+    (height, width), size = median_shape([m.size for m in metadata]), plain.prepared.size
+    return (
+        f"pixels: {shares}\nmedian shape {width}x{height}; a size to train at: {size[1]}x{size[0]} (width x height)"
+    )

@@ -1,0 +1,316 @@
+"""Sets as their makers give them, drawn in the small: from the raw folder to masks that train.py reads."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_pairs
+from PIL import Image
+from test_prepare_data import listing, names
+
+import prepare_data
+from support.conversion import meaning_of, read_colours
+from support.errors import BadInput
+from support.options import ConstantParser, settle_classes
+from support.own_data import suggest_size
+
+ROOT = Path(__file__).parent.parent
+
+
+def draw(path: Path, seed: int = 0, size: tuple[int, int] = (32, 48)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)).save(path)
+
+
+def mask(path: Path, *boxes: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
+    """A mask with a square of each value, side by side from the left, on 0."""
+    values = np.zeros(size, np.uint8)
+    for i, value in enumerate(boxes):
+        values[4:14, 2 + 12 * i : 12 + 12 * i] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return values
+
+
+def pennfudan(root: Path) -> list[str]:
+    for n in range(10):
+        draw(root / f"PNGImages/Ped{n}.png", n)
+        mask(root / f"PedMasks/Ped{n}_mask.png", *range(1, 2 + n % 3))
+    return ["--foreground", "nonzero"]
+
+
+def drive(root: Path) -> list[str]:
+    for n in range(8):
+        part, name = ("training", "training") if n < 5 else ("test", "test")
+        draw(root / f"{part}/images/{n:02d}_{name}.tif", n)
+        mask(root / f"{part}/1st_manual/{n:02d}_manual1.gif", 255, 255)
+        if part == "test":
+            mask(root / f"{part}/mask/{n:02d}_test_mask.gif", 255)
+    return []
+
+
+def camvid(root: Path) -> list[str]:
+    """In colour, with a list; of sky and road, and void that isn't scored."""
+    for n in range(6):
+        part = "train" if n < 4 else "val"
+        draw(root / f"{part}/{n}.png", n)
+        numbers = mask(root / f"{part}annot/{n}_L.png", 1, 2)
+        Image.fromarray(np.array([[128] * 3, [128, 64, 128], [0] * 3], np.uint8)[numbers]).save(
+            root / f"{part}annot/{n}_L.png"
+        )
+    (root / "label_colors.txt").write_text("128 128 128\tSky\n128 64 128\tRoad\n0 0 0\t\tVoid\n")
+    return ["--colours", str(root / "label_colors.txt")]
+
+
+@pytest.mark.parametrize("make, classes", [(pennfudan, 1), (drive, 1), (camvid, 2)])
+def test_from_the_raw_folder_to_a_finished_training_in_two_commands(
+    tmp_path: Path, make: Callable[[Path], list[str]], classes: int
+):
+    more, before = make(tmp_path / "raw"), listing(tmp_path / "raw")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*words: str) -> str:
+        command = [sys.executable, str(ROOT / words[0]), *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    printed = run("prepare_data.py", "split", "raw", *more)
+    next_command = printed.splitlines()[-1].partition("python ")[2]
+    assert next_command == "train.py --IMAGE_HEIGHT 32 --IMAGE_WIDTH 48"
+    small = "--NUM_EPOCHS 1 --FEATURES 4 8 --BATCH_SIZE 2 --NUM_WORKERS 0"
+    assert "epoch 1 of 1" in run(*shlex.split(next_command), *small.split())
+    assert listing(tmp_path / "raw") == before
+    assert json.loads((tmp_path / "data/dataset.json").read_text())["NUM_CLASSES"] == classes
+
+
+def split(root: Path, *words: str) -> Path:
+    """Split `root`/raw, or the sources among the words, into `root`/data, and leave the user's own as it is."""
+    before = listing(root / "raw")
+    sources = [] if words and not words[0].startswith("-") else [str(root / "raw")]
+    prepare_data.main(["split", *sources, *words, "--out", str(root / "data")])
+    assert listing(root / "raw") == before
+    return root / "data"
+
+
+def written(data: Path) -> dict[str, np.ndarray]:
+    return {path.stem: np.asarray(Image.open(path)) for path in data.glob("*_masks/*")}
+
+
+def test_several_masks_are_united(tmp_path, capsys):
+    wanted = {}
+    for n in (1, 2, 3):  # BUSI's
+        draw(tmp_path / f"raw/benign/benign ({n}).png", n)
+        first = mask(tmp_path / f"raw/benign/benign ({n})_mask.png", 255)
+        second = mask(tmp_path / f"raw/benign/benign ({n})_mask_1.png", 0, 255)
+        wanted[f"benign_benign ({n})"] = first | second
+    masks = written(split(tmp_path))
+    assert "masks are found by: NAME_mask\n3 images with several masks, which are united" in capsys.readouterr().out
+    assert masks.keys() == wanted.keys() and all((masks[name] == wanted[name]).all() for name in wanted)
+
+
+def test_a_folder_of_instances_for_each_image(tmp_path, capsys):
+    for n in range(4):  # DSB2018's
+        draw(tmp_path / f"raw/stage1_train/a{n}/images/a{n}.png", n)
+        for k in range(n):
+            mask(tmp_path / f"raw/stage1_train/a{n}/masks/{n}{k}f.png", *[0] * k, 255)
+    with pytest.raises(BadInput, match="a0.png: no mask in .* by the folder of their image. Add it"):
+        split(tmp_path)
+    masks = written(split(tmp_path, "--skip_bad"))
+    assert sorted((values > 0).sum() for values in masks.values()) == [100, 200, 300]
+    assert "a0.png: no mask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([{0, 1}, {0, 1, 2}, {0, 1, 2, 3}], "objects"),
+        ([{0}, {0, 1, 2}, {0, 1}], "objects"),
+        ([{0, 1, 2}, {0, 2}], "classes"),
+        ([{0, 1, 2, 255}, {0, 1}], "classes"),
+        ([{0, 1, 2}, {0, 1, 2}], "classes"),
+        ([{0, 128}, {0, 1}], "other"),
+    ],
+)
+def test_what_numbers_in_masks_mean(values, expected):
+    assert meaning_of(values) == expected
+
+
+def test_numbers_that_could_be_more_than_one_thing_are_asked_for(tmp_path):
+    pennfudan(tmp_path / "raw")
+    finding = (
+        "up to 1 in one mask and 3 in another, as objects have them. Give --foreground nonzero for one class, or"
+    )
+    with pytest.raises(BadInput, match=finding):
+        split(tmp_path)
+    assert not (tmp_path / "data").exists()
+    masks = written(split(tmp_path, "--foreground", "2,3"))
+    assert {(values == 255).sum() for values in masks.values()} == {0, 100, 200}
+    for n in range(3):
+        draw(tmp_path / f"other/images/{n}.png", n)
+        mask(tmp_path / f"other/masks/{n}.png", 80, 160)
+    with pytest.raises(BadInput, match="masks hold 0 80 160. Give --foreground 160 or others"):
+        prepare_data.main(["check", str(tmp_path / "other")])
+
+
+def test_colours_that_the_list_lacks_are_named_with_their_share(tmp_path):
+    more = camvid(tmp_path / "raw")
+    with pytest.raises(BadInput, match=r"in colour, as 5 other masks: 128 128 128 \(87.0%\).* Give --colours FILE"):
+        split(tmp_path)
+    colours = tmp_path / "raw/label_colors.txt"
+    colours.write_text("128 128 128 Sky\n#000000 void\n")
+    with pytest.raises(
+        BadInput, match=r"label_colors.txt: lacks colours of the masks: #804080 \(6.51%\). Add a line"
+    ):
+        split(tmp_path, *more)
+    colours.write_text("background:128,128,128::\nroad:128,64,128::\nother:0,0,0::\n")
+    masks = written(split(tmp_path, *more))
+    assert {tuple(np.unique(values)) for values in masks.values()} == {(0, 1, 2)}
+    known = json.loads((tmp_path / "data/dataset.json").read_text())
+    assert known == {"NUM_CLASSES": 3, "CLASS_NAMES": ["background", "road", "other"], "IGNORE_INDEX": 255}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("# label:color_rgb:parts:actions\nbg:0,0,0::\nbig car:128,0,0::\n", [("bg", 0), ("big car", 1)]),
+        ("64 128 64\tAnimal\n0 0 0\t\tVoid\n", [("Animal", 0), ("Void", 255)]),
+        ("name,r,g,b\nroad,1,2,3\nbackground,0,0,0\n", [("road", 1), ("background", 0)]),
+        ("#ff0000 lane\n#00ff00 lane\n", [("lane", 0), ("lane", 0)]),
+    ],
+)
+def test_lists_of_colours(tmp_path, text, expected):
+    (tmp_path / "colours.txt").write_text(text)
+    assert [(colour.name, colour.number) for colour in read_colours(str(tmp_path / "colours.txt"))] == expected
+
+
+def test_sets_that_are_split_already(tmp_path, capsys):
+    drive(tmp_path / "raw")
+    split(tmp_path)
+    assert names(tmp_path / "data/val_images") == {f"{n:02d}_test.tif" for n in (5, 6, 7)}
+    assert "left alone: 3 files, as" in (printed := capsys.readouterr().out) and "folders call test" in printed
+    (tmp_path / "data").rename(tmp_path / "first")
+    pairs = [
+        str(tmp_path / "raw" / part / kind) for part in ("training", "test") for kind in ("images", "1st_manual")
+    ]
+    split(tmp_path, *pairs)
+    assert listing(tmp_path / "data") == listing(tmp_path / "first")
+    (tmp_path / "data").rename(tmp_path / "second")
+    (tmp_path / "val.txt").write_text("00_training\n03_training.tif\n\n99\n")
+    split(tmp_path, *pairs[:2], "--val_list", str(tmp_path / "val.txt"))
+    assert names(tmp_path / "data/val_images") == {"00_training.tif", "03_training.tif"}
+    assert "val.txt: 1 name that no image has, 99 for one" in capsys.readouterr().err
+
+
+def test_groups_by_a_pattern_and_identical_images_stay_together(tmp_path, capsys):
+    images, masks = tmp_path / "raw/images", tmp_path / "raw/masks"
+    write_pairs(images, masks, [f"p{n}_{eye}" for n in range(8) for eye in ("left", "right")], (32, 48))
+    for left, right in ((0, 1), (1, 2)):
+        (images / f"p{right}_right.jpg").write_bytes((images / f"p{left}_left.jpg").read_bytes())
+    data = split(tmp_path, "--group", r"(p\d+)_(?:left|right)", "--share", "0.5")
+    sides = [{int(name[1]) for name in names(data / f"{side}_images")} for side in ("train", "val")]
+    assert not sides[0] & sides[1] and any({0, 1, 2} <= side for side in sides)
+    assert "2 groups joined with others that hold the same image" in capsys.readouterr().out
+    prepare_data.main(["split", str(tmp_path / "raw"), "--out", str(tmp_path / "o"), "--group", r"(p\d+_\w+)"])
+    assert "puts each image, as p0_left, into a group of its own" in capsys.readouterr().err
+
+
+def test_findings_come_by_cause_and_may_be_left_out(tmp_path, capsys):
+    images, masks = tmp_path / "raw/images", tmp_path / "raw/masks"
+    write_pairs(images, masks, [f"n{n:02d}" for n in range(40)], (32, 48))
+    for n in range(25):
+        (masks / f"n{n:02d}_mask.gif").unlink()
+    (images / "n30.jpg").write_bytes(b"")
+    draw(images / "n31.jpg", size=(48, 32))
+    mask(masks / "n32_mask.gif", 1, size=(48, 32))
+    (images / "n33.jpg").rename(images / "n33.heic").write_bytes(b"....ftypheic")
+    with pytest.raises(BadInput) as error:
+        split(tmp_path, "--list", str(tmp_path / "all.txt"))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 5 and "n00.jpg: no mask in" in lines[0] and "(and 24 like it)" in lines[0]
+    assert "is 48x32, its image 32x48, and with n32_mask.gif it is the other way round" in "\n".join(lines)
+    assert all("or leave it out with --skip_bad." in line for line in lines[:-1])
+    assert len((tmp_path / "all.txt").read_text().splitlines()) == 29 and not (tmp_path / "data").exists()
+    data = split(tmp_path, "--skip_bad")
+    assert len(listing(data)) == 2 * 11 + 1 and "n33" not in {Path(name).stem for name in listing(data)}
+
+
+def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
+    for n in range(4):
+        draw(tmp_path / f"raw/images/{n}.jpg", n, (300, 400 + 10 * n))
+        mask(tmp_path / f"raw/masks/{n}.png", 1, 2, size=(300, 400 + 10 * n))
+    before = listing(tmp_path)
+    prepare_data.main(["check", str(tmp_path / "raw"), "--CACHE_DIR", ""])
+    printed = capsys.readouterr().out
+    assert "masks hold the numbers 0 to 2: NUM_CLASSES is 3" in printed
+    assert "pixels: class 0 99.8%, class 1 0.1%, class 2 0.1%" in printed
+    assert "median shape 415x300; a size to train at: 224x160" in printed and listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ([(1280, 1918)], (160, 240)),
+        ([(584, 565)], (192, 192)),
+        ([(32, 48)], (32, 48)),
+        ([(10, 900), None], (32, 896)),
+    ],
+)
+def test_sizes_to_train_at(sizes, expected):
+    assert suggest_size(sizes) == expected
+
+
+@pytest.mark.parametrize(
+    "images, masks, command",
+    [
+        ("imgs", "masks", "prepare_data.py split data/imgs data/masks, or start in another folder"),
+        ("train", "train_masks", "prepare_data.py split data/train data/train_masks --out data_split"),
+        (".", ".", "prepare_data.py split data --out data_split"),
+    ],
+)
+def test_other_files_in_data_get_the_command_that_fits(tmp_path, monkeypatch, images, masks, command):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "data" / images, tmp_path / "data" / masks, ["a", "b"], (32, 48))
+    with pytest.raises(BadInput, match=f"data/train_images/: empty, though data holds something else. .*{command}"):
+        prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
+
+
+def test_archives_in_data_get_the_command_that_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.zip").touch()
+    with pytest.raises(
+        BadInput, match="Unpack data/train.zip, and give the folders to python prepare_data.py split"
+    ):
+        prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
+    (tmp_path / "data/train_masks.zip").touch()
+    with pytest.raises(BadInput, match="prepare_data.py carvana data/train.zip data/train_masks.zip"):
+        prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
+
+
+def test_train_takes_its_classes_from_what_split_left(tmp_path):
+    import train
+
+    words = ["--TRAIN_IMG_DIR", str(tmp_path / "train_images")]
+
+    def classes(*more: str) -> int:
+        settle_classes(options := ConstantParser(vars(train)).parse_args([*words, *more]))
+        return options.NUM_CLASSES
+
+    assert classes() == 1
+    (tmp_path / "dataset.json").write_text('{"NUM_CLASSES": 7}')
+    assert classes() == 7 and classes("--NUM_CLASSES", "2") == 2
+    for text, finding in (
+        ("{", "can't be read"),
+        ('{"NUM_CLASSES": 0}', "NUM_CLASSES 0 can't be used"),
+        ("[]", ""),
+    ):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(BadInput, match=f"dataset.json: {finding}"):
+            classes()
