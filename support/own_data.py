@@ -310,7 +310,9 @@ def describe(plain: Plain) -> str:
     totals = np.sum([np.multiply(m.shares, m.size[0] * m.size[1]) for m in metadata], axis=0)
     pixels = sum(m.size[0] * m.size[1] for m in metadata)
     labels = names if len(names) == len(totals) else [f"class {n}" for n in range(len(totals))]
-    shares = ", ".join(f"{label} {total / pixels:.1%}" for label, total in zip(labels, totals, strict=True))
+    shares = ", ".join(
+        f"{label} {total / pixels:.1%}" for label, total in zip(labels, totals, strict=True) if total
+    )
     if (ignored := 1 - totals.sum() / pixels) > 5e-4:
         shares += f", ignored {ignored:.1%}"
     (height, width), size = median_shape([m.size for m in metadata]), plain.prepared.size
