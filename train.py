@@ -55,9 +55,7 @@ IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 
 FEATURES = "auto"  # channels of each level, such as 64 128 256 512, the paper's; auto is what suits device and time
-NUM_CLASSES = (
-    "auto"  # 1 is foreground alone; with more, masks hold numbers from 0; auto is data/dataset.json's, or 1
-)
+NUM_CLASSES = "auto"  # 1 is foreground alone, more are class numbers; auto is what data/dataset.json says, else 1
 IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
