@@ -145,7 +145,14 @@ def split(
         for name, part in (("training", train), ("validation", val)):
             if not part.metadata:
                 raise BadInput(sources[0], f"no images for {name}", "Give others, or another list or share")
-        refuse(by_cause([*refusals(train), *refusals(val), *refusals_together(train, val)]))
+        twice = refusals_together(train, val)
+        if twice and meaning.get("skip_bad"):
+            warn(twice[0].subject, by_cause(twice)[0].finding, "Left out")
+            dropped = {error.subject for error in twice}
+            groups["val"] = [pair for pair in groups["val"] if str(pair[0]) not in dropped]
+            val, twice = val._replace(metadata={pair: val.metadata[pair] for pair in groups["val"]}), []
+        twice = [BadInput(e.subject, e.finding, f"{e.remedy}, or leave it out with --skip_bad") for e in twice]
+        refuse(by_cause([*refusals(train), *refusals(val), *twice]))
         report(plain.prepared, plain.origins)
         print(describe(plain))
         names = {}

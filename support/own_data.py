@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from support.annotations import Annotations, load_annotations
 from support.checks import refusals
 from support.conversion import VALUES, Meaning, Sample, classes_in, classes_written, convert, read_colours
 from support.errors import BadInput, by_cause, counted, refuse, warn
@@ -208,12 +209,8 @@ def list_files(root: Path, pictures: bool = True) -> list[str]:
     return found
 
 
-def _annotations(source: Path, images: dict[str, Path]) -> "Annotations | None":  # noqa: F821
+def _annotations(source: Path, images: dict[str, Path]) -> Annotations | None:
     """The outlines in a file or a folder, or in the first folder below it that has some."""
-    try:
-        from support.annotations import load_annotations
-    except ImportError:
-        return None
     below = [
         Path(folder) for folder, _, files in os.walk(source) if any(f.endswith((".json", ".txt")) for f in files)
     ]
@@ -310,7 +307,9 @@ def describe(plain: Plain) -> str:
     totals = np.sum([np.multiply(m.shares, m.size[0] * m.size[1]) for m in metadata], axis=0)
     pixels = sum(m.size[0] * m.size[1] for m in metadata)
     labels = names if len(names) == len(totals) else [f"class {n}" for n in range(len(totals))]
-    shares = ", ".join(f"{label} {total / pixels:.1%}" for label, total in zip(labels, totals, strict=True))
+    shares = ", ".join(
+        f"{label} {total / pixels:.1%}" for label, total in zip(labels, totals, strict=True) if total
+    )
     if (ignored := 1 - totals.sum() / pixels) > 5e-4:
         shares += f", ignored {ignored:.1%}"
     (height, width), size = median_shape([m.size for m in metadata]), plain.prepared.size

@@ -127,9 +127,10 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
 def _nearest_folder(missing: Path) -> str:
     """What to do about a folder that isn't there: the name that comes nearest to it, or all there are."""
-    there = next(parent for parent in missing.parents if parent.is_dir())
+    there = next((parent for parent in missing.parents if parent.is_dir()), Path())
     names = sorted(path.name for path in there.iterdir() if path.is_dir() and not path.name.startswith("."))
-    near = difflib.get_close_matches(missing.relative_to(there).parts[0], names, n=1, cutoff=0.4)
+    wanted = (*missing.relative_to(there).parts, "")[0]
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.4)
     if near:
         return f"Perhaps you meant {there / near[0]}"
     return f"The folders in {there.absolute()} are: {', '.join(names[:20]) or 'none'}"

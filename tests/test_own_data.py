@@ -202,6 +202,12 @@ def test_sets_that_are_split_already(tmp_path, capsys):
     split(tmp_path, *pairs)
     assert listing(tmp_path / "data") == listing(tmp_path / "first")
     (tmp_path / "data").rename(tmp_path / "second")
+    twice = tmp_path / "raw/test/images/05_test.tif"
+    twice.write_bytes((tmp_path / "raw/training/images/00_training.tif").read_bytes())
+    with pytest.raises(BadInput, match="05_test.tif: the very image that is also trained on, .* with --skip_bad"):
+        split(tmp_path)
+    assert names(split(tmp_path, "--skip_bad") / "val_images") == {"06_test.tif", "07_test.tif"}
+    (tmp_path / "data").rename(tmp_path / "third")
     (tmp_path / "val.txt").write_text("00_training\n03_training.tif\n\n99\n")
     split(tmp_path, *pairs[:2], "--val_list", str(tmp_path / "val.txt"))
     assert names(tmp_path / "data/val_images") == {"00_training.tif", "03_training.tif"}
@@ -314,3 +320,16 @@ def test_train_takes_its_classes_from_what_split_left(tmp_path):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(BadInput, match=f"dataset.json: {finding}"):
             classes()
+
+
+def test_outlines_instead_of_masks(tmp_path):
+    square = [[4, 4, 24, 4, 24, 14, 4, 14]]
+    coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "car"}]}
+    for n in range(4):
+        draw(tmp_path / f"raw/{n}.jpg", n)
+        coco["images"].append({"id": n, "file_name": f"{n}.jpg", "width": 48, "height": 32})
+        coco["annotations"].append({"id": n, "image_id": n, "category_id": 1, "segmentation": square, "iscrowd": 0})
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    masks = written(split(tmp_path, str(tmp_path / "raw"), str(tmp_path / "coco.json")))
+    assert [(np.unique(values).tolist(), (values > 0).sum()) for values in masks.values()] == [([0, 255], 200)] * 4
+    assert json.loads((tmp_path / "data/dataset.json").read_text())["CLASS_NAMES"] == ["background", "car"]
