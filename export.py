@@ -29,6 +29,7 @@ from support.options import ConstantParser
 from support.pairs import find_images
 from support.reading import Size, read_image
 from support.sample import render
+from support.sliding_window import SlidingWindow
 
 OUT = "model.onnx"  # the ONNX file; the torch.export program lies beside it, as model.pt2
 LOGITS = False  # True gives logits; otherwise probabilities, by a sigmoid or, of several classes, a softmax
@@ -134,6 +135,8 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(f"OUT {out}", "doesn't end in .onnx", "Give another --OUT, say model.onnx")
     checkpoint = read_checkpoint(options.checkpoint)
     network, size, classes, _ = load_network(options.checkpoint, torch.device("cpu"))
+    if isinstance(network, SlidingWindow):  # whoever uses the file makes the windows
+        network, size = network.model, (network.crop, network.crop)
     network.to(memory_format=torch.contiguous_format)  # another one would stay in the files
     val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
     images, source = find_real_images(options.images, val_dir, size)
