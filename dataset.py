@@ -67,7 +67,7 @@ class CarvanaDataset(Dataset):
         classes: Classes = ONE_CLASS,
     ) -> None:
         self.image_dir, self.mask_dir, self.transform = image_dir, mask_dir, transform
-        self.size, self.crop, self.seed, self.classes = size, crop, seed, classes
+        self.size, self.crop, self.crops, self.seed, self.classes = size, crop, crops, seed, classes
         self.pairs = find_pairs(image_dir, mask_dir) * crops
         self.images = [image.name for image, _ in self.pairs]
         self.records: Records | None = None

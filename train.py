@@ -273,12 +273,24 @@ def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoade
     threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     epochs = "" if math.isinf(options.NUM_EPOCHS) else f"{counted(options.NUM_EPOCHS, 'epoch')} of "
     limit = f"{options.TIME_LIMIT:g} minutes, " if options.TIME_LIMIT else ""
+    crops, encoder = train_loader.dataset.crops, f"{options.ENCODER}, " if options.ENCODER else ""
+    of_each = f" ({crops} crops of each)" if options.CROP else ""
+    features = f"{encoder}FEATURES {' '.join(map(str, options.FEATURES))}"
+    train_images = counted(len(train_loader.dataset) // crops, "training image")
+    batches = f"batches of {batch_size}{group.describe_shards(batch_size)}"
+    length = f"{limit}{epochs}{counted(len(train_loader), 'step')}"
     return (
-        f"{counted(len(train_loader.dataset), 'training image')}, {len(val_loader.dataset)} validation images; "
-        f"batches of {batch_size}{group.describe_shards(batch_size)}\n"
-        f"FEATURES {' '.join(map(str, options.FEATURES))}; {limit}{epochs}{counted(len(train_loader), 'step')}; "
-        f"{device} in {str(dtype).removeprefix('torch.')}{threads}"
+        f"{train_images}{of_each}, {len(val_loader.dataset)} validation images; {batches}\n"
+        f"{features}; {length}; {device} in {str(dtype).removeprefix('torch.')}{threads}"
     )
+
+
+def validation_network(model: nn.Module, run: Run, crop: int) -> nn.Module:
+    """The network as validation sees it: in windows of whole images, if it is trained on crops, and at half the
+    size for as long as it has seen no other."""
+    if crop:
+        return SlidingWindow(model, crop)
+    return AtSize(model, run.image_size) if run.half_size else model
 
 
 def show_epoch(
@@ -307,9 +319,6 @@ def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, prec
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
-    if options.CROP:
-        options.IMAGE_HEIGHT = options.IMAGE_WIDTH = options.CROP
-        options.PROGRESSIVE_RESIZING = 0.0  # half the size would be half the scale
     settle_classes(options)
     group = init_distributed(options.DEVICE)
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
@@ -350,9 +359,7 @@ def main(argv: list[str] | None = None) -> None:
                 show_bar=group.is_main,
             )
             print(f"mean training loss {run.mean_loss():.4f}")
-            network = AtSize(model, run.image_size) if run.half_size else model
-            if options.CROP:
-                network = SlidingWindow(model, options.CROP)
+            network = validation_network(model, run, options.CROP)
             scores = check_accuracy(
                 run.stoppable(val_loader), network, device, loss_fn=loss_fn, precision=precision, group=group
             )

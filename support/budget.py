@@ -51,7 +51,10 @@ def settle(
 ) -> None:
     """Give FEATURES and NUM_EPOCHS their values if they are "auto": those of the `state` that is resumed or of the
     checkpoint to `start` from, or what suits `steps` an epoch of `batch` images and the time that is left.
-    Progressive resizing ends if half is too small."""
+    With CROP, squares of so many pixels are what the network sees; they are trained at full scale, and so is
+    anything whose half is too small."""
+    if options.CROP:
+        options.IMAGE_HEIGHT = options.IMAGE_WIDTH = options.CROP
     size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH
 
     def choose() -> tuple[list[int], float]:
@@ -73,7 +76,7 @@ def settle(
         raise BadInput("ENCODER", str(error), "Give another of timm's networks") from error
     except KeyError as error:
         raise BadInput(options.START_FROM, f"not a U-Net of model.py: no weight {error}", "Use another") from error
-    if min(size) < 2 * 2 ** len(options.FEATURES):
+    if options.CROP or min(size) < 2 * 2 ** len(options.FEATURES):
         options.PROGRESSIVE_RESIZING = 0.0
 
 

@@ -108,7 +108,7 @@ def test_a_run_on_crops_resumes_exactly_and_is_validated_at_full_size(folders, t
     words = [*folders, *CROP, "--NUM_EPOCHS", "3"]
     train.main([*words, "--OUT_DIR", str(tmp_path / "whole")])
     printed = capsys.readouterr().out
-    assert "5 images at their own sizes: dice" in printed and "72 training images" in printed  # 6 crops of each
+    assert "5 images at their own sizes: dice" in printed and "12 training images (6 crops of each)" in printed
     interrupted(words, tmp_path / "pieces", [(0, 2), (2, 7)], monkeypatch)
     assert not differences(tmp_path / "whole", tmp_path / "pieces")
     capsys.readouterr()
