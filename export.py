@@ -33,7 +33,7 @@ from support.sliding_window import SlidingWindow
 
 OUT = "model.onnx"  # the ONNX file; the torch.export program lies beside it, as model.pt2
 LOGITS = False  # True gives logits; otherwise probabilities, by a sigmoid or, of several classes, a softmax
-FIXED_SIZE = False  # True takes images of the checkpoint's size alone; otherwise of any size, odd ones too
+FIXED_SIZE = False  # True takes images of the checkpoint's size alone, as it is with an encoder; else of any size
 TOLERANCE = 1e-4  # difference in probability from the checkpoint; files that differ by more are not left behind
 
 
@@ -138,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(network, SlidingWindow):  # whoever uses the file makes the windows
         network, size = network.model, (network.crop, network.crop)
     network.to(memory_format=torch.contiguous_format)  # another one would stay in the files
+    fixed = options.FIXED_SIZE or hasattr(network, "encoder")  # tracing one of timm's for any size takes minutes
     val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
     images, source = find_real_images(options.images, val_dir, size)
     about = {"classes": str(classes.count), "size": f"{size[1]}x{size[0]}"}
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     writable_folder(out.parent, "Give another --OUT")
     finish = to_probabilities if options.LOGITS else lambda probabilities: probabilities
     with explain_limits(f"writing {out}"), whole_file(out) as onnx, whole_file(out.with_suffix(".pt2")) as pt2:
-        program = trace(FromPixels(network, options.LOGITS).eval(), size if options.FIXED_SIZE else None)
+        program = trace(FromPixels(network, options.LOGITS).eval(), size if fixed else None)
         torch.export.save(program, buffer := BytesIO())  # which warns about a file that doesn't end in .pt2
         pt2.write_bytes(buffer.getbuffer())
         names = {"input_names": ["images"], "output_names": ["logits" if options.LOGITS else "probabilities"]}
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         onnx_program.save(onnx)
         for path, name in ((onnx, out), (pt2, out.with_suffix(".pt2"))):
             run = load(path)
-            batches = make_batches(images, options.FIXED_SIZE)
+            batches = make_batches(images, fixed)
             try:
                 difference = compare(network, lambda images, run=run: finish(run(images)), batches)
             except AssertionError as error:  # a guard of the program: the deepest level has but one row or column
