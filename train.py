@@ -10,6 +10,7 @@ Results: the checkpoints, saved_images/index.html and `tensorboard --logdir runs
 """
 
 import math
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -45,7 +46,7 @@ from support.muon import Muon
 from support.options import ConstantParser, settle_classes
 from support.preparation import prepare
 from support.pretrained import load_pretrained
-from support.reading import Classes
+from support.reading import Classes, Size
 from support.run import Run
 from support.sliding_window import SlidingWindow
 from support.visualize import update_page
@@ -316,6 +317,13 @@ def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, prec
         save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
 
 
+def seconds_at_full_size(model: nn.Module, size: Size, dataset: CarvanaDataset, precision: torch.dtype) -> float:
+    """What `score_at_full_size` will take, judged by a few images."""
+    some, began = dataset.pairs[:4], time.monotonic()
+    score_images(some, model, size, dataset.classes, precision)
+    return (time.monotonic() - began) / len(some) * len(dataset)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the constants above and `argv` say."""
     options = ConstantParser(globals()).parse_args(argv)
@@ -338,9 +346,12 @@ def main(argv: list[str] | None = None) -> None:
     metadata = {"model": model.arguments, "images": images}
     run = Run(writer, vars(options), train_loader, model, optimizer, scaler, warmup_cosine, metadata, group)
     run.begin(state)
+    scores_at_end = options.FULL_SIZE_SCORES and group.is_main and not options.CROP  # which validates at full size
+    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    if options.TIME_LIMIT and scores_at_end:
+        run.clock.at_end = seconds_at_full_size(model, size, val_loader.dataset, precision)
     print(describe(options, train_loader, val_loader, group, precision))
 
-    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     with explain_limits(f"batches of {batch_size} images of {size[1]}x{size[0]}"), run:
         while not run.is_finished:
             print(f"epoch {run.epoch + 1}" + ("" if math.isinf(run.num_epochs) else f" of {run.num_epochs}"))
@@ -366,7 +377,7 @@ def main(argv: list[str] | None = None) -> None:
             if group.is_main:
                 show_epoch(run, scores, val_loader, network, options.NUM_SAVED_IMAGES, precision)
             run.finish_epoch(scores["dice"])
-    if options.FULL_SIZE_SCORES and group.is_main and not options.CROP:  # which validates at full size
+    if scores_at_end:
         score_at_full_size(run, model, val_loader.dataset, precision)
 
 

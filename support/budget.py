@@ -102,6 +102,7 @@ class Clock:
         self.seconds, self.share = seconds, 0.0
         self.earlier = 0.0  # seconds before the run was resumed
         self.reserve = seconds / 20  # for the last validation, until one has been timed
+        self.at_end = 0.0  # for what comes after training
         self.last_look = BEGAN
         self.first_work: tuple[float, float] | None = None  # some work that was done, and when
 
@@ -114,7 +115,7 @@ class Clock:
         """Note the time after a step. Of several processes, the first one's clock counts."""
         self.last_look = time.monotonic()
         if self.seconds:
-            share = group.broadcast(lambda: self.elapsed / max(1e-9, self.seconds - self.reserve))
+            share = group.broadcast(lambda: self.elapsed / max(1e-9, self.seconds - self.reserve - self.at_end))
             self.share = min(1.0, max(self.share, share))
 
     def end_validation(self) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from support.annotations import Annotations, load_annotations
@@ -24,7 +23,7 @@ from support.errors import BadInput, by_cause, counted, refuse, warn
 from support.layouts import Match, listed, match, plain_names, side, tell_apart
 from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
 from support.preparation import Prepared, prepare
-from support.reading import IGNORED, ORIENTATION, Classes, Pair, Size
+from support.reading import IGNORED, Classes, Pair, Size, image_size
 
 OTHER_SUFFIXES = (".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".heif", ".npy", ".dcm", ".svg", ".psd")
 AREA = 160 * 240  # pixels of the size that is suggested
@@ -75,7 +74,7 @@ def make_plain(
         raise BadInput(meaning.colours, f"lacks colours of the masks: {told}{more}", remedy)
     if not pairs:
         _tell(bad or [BadInput(sources[0], "nothing that can be used", "Give other folders or lists")], meaning)
-    may_grow, size = not size, size or suggest_size([_size(image) for image, _ in pairs])
+    may_grow, size = not size, size or suggest_size([image_size(image) for image, _ in pairs])
     drawn = not isinstance(samples[0].masks, list)
     if drawn or colours:
         classes = classes_written([Path(path) for path in origins if path.endswith(".mask.png")], len(names))
@@ -274,17 +273,6 @@ def _swapped(bad: Sequence[BadInput]) -> list[BadInput]:
                 "Look whether the two are swapped",
             )
     return told
-
-
-def _size(image: Path) -> Size | None:
-    """An upright image's (height, width), without reading its pixels."""
-    try:
-        if not image.is_file():  # reading from a pipe would wait for ever
-            return None
-        with Image.open(image) as opened:
-            return opened.size if opened.getexif().get(ORIENTATION, 1) >= 5 else opened.size[::-1]
-    except Exception:  # broken: what is wrong is found when it is read
-        return None
 
 
 def median_shape(sizes: Sequence[Size]) -> Size:

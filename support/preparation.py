@@ -186,7 +186,7 @@ def _stamp(file: Path) -> tuple[str, int, int]:
 
 def _has_room(path: Path, pairs: list[Pair], size: Size | None) -> bool:
     try:
-        needed = sum(4 * math.prod(size or image_size(image)) for image, _ in pairs)
+        needed = sum(4 * math.prod(size or image_size(image) or ()) for image, _ in pairs)
         if needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(path.parent)).free:
             return True
         finding = f"no room for {needed / 1e9:.1f} GB of decoded images"

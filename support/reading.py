@@ -117,13 +117,15 @@ def read_with_size(path: str | Path, size: Size | None = None) -> tuple[np.ndarr
     return _to_image(decoded, path, size), decoded.size
 
 
-def image_size(path: str | Path) -> Size:
-    """The (height, width) in an image's header, which EXIF may swap; (0, 0) if it can't be read."""
+def image_size(path: Path) -> Size | None:
+    """An upright image's (height, width), from its header; None if that can't be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.size[::-1]
-    except Exception:  # whoever reads it says what is wrong
-        return 0, 0
+        if not path.is_file():  # reading from a pipe would wait for ever
+            return None
+        with Image.open(path) as image:
+            return image.size if _orientation(image) >= 5 else image.size[::-1]
+    except Exception:  # broken: what is wrong is found when it is read
+        return None
 
 
 def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE_CLASS) -> np.ndarray:
