@@ -40,6 +40,7 @@ def test_the_notebook_trains_shows_and_predicts(tmp_path, monkeypatch, own):
     assert ("10 images with masks" in text) == own == ("training on rendered cars" not in text)
     assert f"{number} of {number} images predicted: predictions/ and predictions/polygons.json" in text
     assert "name,dice,iou,precision,recall,foreground\n" in text
+    assert "model.onnx: differs from best_checkpoint.pth.tar by" in text
     assert f"{3 * number + 1} files in all" in text and "Traceback" not in text
     kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert {"image/png", "image/jpeg"} <= kinds
