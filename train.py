@@ -240,7 +240,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     def inspect() -> tuple[dict[str, Any], bool, int]:
         train, val = (prepare(*pair, size, options.CACHE_DIR, classes) for pair in (folders[:2], folders[2:]))
         batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
-        levels = 4 if options.FEATURES == "auto" else len(options.FEATURES)
+        levels = 4 + bool(options.ENCODER) if options.FEATURES == "auto" else len(options.FEATURES)
         images = check_run(train, val, levels, batch_size, options.CROP)
         return images, bool(train.records and val.records), crops_per_image(train, options.CROP)
 
