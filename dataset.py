@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from support.errors import refuse
 from support.pairs import find_pairs
 from support.preparation import Records, prepare
-from support.reading import FULL_RANGE, IGNORED, ONE_CLASS, Classes, Size, read_pair
+from support.reading import IGNORED, ONE_CLASS, WHITE, Classes, Size, read_pair
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
 import albumentations as A  # noqa: E402
@@ -46,9 +46,9 @@ class CarvanaDataset(Dataset):
 
     An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8
     (H, W, channels), and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and
-    support.reading.IGNORED. The mask comes out as float32, or of several classes as int64. With `size`, both are first scaled to (height, width);
-    all items then fit in one batch, whatever the images' own sizes. With `crop`, an item is a square of so many
-    pixels at the image's own scale, and each image is there `crops` times.
+    support.reading.IGNORED. The mask comes out as float32, or of several classes as int64. With `size`, both are
+    first scaled to (height, width); all items then fit in one batch, whatever the images' own sizes. With `crop`,
+    an item is a square of so many pixels at the image's own scale, and each image is there `crops` times.
 
     An index is a number, or the (epoch, index) that EpochBatches yields: the transform then draws from
     (seed, epoch, index) alone, so that an item is the same in whichever worker, process or run it is made.
@@ -66,7 +66,7 @@ class CarvanaDataset(Dataset):
         seed: int = 0,
         classes: Classes = ONE_CLASS,
         channels: int = 3,
-        highest: int = FULL_RANGE,
+        highest: int = WHITE,
     ) -> None:
         self.image_dir, self.mask_dir, self.transform = image_dir, mask_dir, transform
         self.size, self.crop, self.seed, self.classes = size, crop, seed, classes
@@ -77,7 +77,7 @@ class CarvanaDataset(Dataset):
 
     def use_cache(self, folder: str | Path) -> None:
         """Read the records in `folder` from now on; if they are missing or out of date, prepare them first."""
-        prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes, bands=self.bands)
+        prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes, self.bands)
         refuse(prepared.bad)
         self.records = prepared.records
 
@@ -121,6 +121,7 @@ def random_crop(
     down, right = (max(0, side - length) for length in mask.shape)
     if down or right:
         image, mask = (cv2.copyMakeBorder(a, 0, down, 0, right, cv2.BORDER_REFLECT_101) for a in (image, mask))
+        image = np.atleast_3d(image)  # of one band, OpenCV has left none
     room = np.array(mask.shape) - side  # for the upper left corner
     corner = generator.integers(room + 1)
     if generator.random() < foreground and len(pixels := np.flatnonzero((mask > 0) & (mask != IGNORED))):

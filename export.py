@@ -5,7 +5,8 @@
     python export.py best_checkpoint.pth.tar --LOGITS      # logits instead of probabilities
 
 Both take images, uint8 (N, 3, H, W) in RGB or of other bands, and give float32 (N, C, H, W): of one class the
-probability of foreground, C = 1; of several that of each class. The export needs `pip install onnx onnxscript onnxruntime`.
+probability of foreground, C = 1; of several that of each class. The export needs
+`pip install onnx onnxscript onnxruntime`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ from support.errors import BadInput, counted, exit_on_sigterm, explain_limits, r
 from support.files import whole_file, writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images
-from support.reading import FULL_RANGE, Bands, Size, read_image
+from support.reading import WHITE, Bands, Size, read_image
 from support.sample import render
 
 OUT = "model.onnx"  # the ONNX file; the torch.export program lies beside it, as model.pt2
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
     images, source = find_real_images(options.images, val_dir, size, network.bands)
     about = {"classes": str(classes.count), "size": f"{size[1]}x{size[0]}"}
-    about |= {"range": str(network.bands[1])} if network.bands[1] < FULL_RANGE else {}
+    about |= {"range": str(network.bands[1])} if network.bands[1] < WHITE else {}
     known = {name: checkpoint.get(name) for name in ("best_dice", "commit")}
     about |= {name: str(value) for name, value in known.items() if value not in (None, "", -1)}  # -1: no epoch yet
 

@@ -45,18 +45,7 @@ from support.errors import BadInput, counted, exit_on_sigterm, run_script
 from support.files import writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
-from support.reading import (
-    FULL_RANGE,
-    ONE_CLASS,
-    RGB,
-    Bands,
-    Classes,
-    Size,
-    must_match,
-    read_image,
-    read_mask,
-    read_with_size,
-)
+from support.reading import ONE_CLASS, RGB, Bands, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
 from support.sliding_window import SlidingWindow
 from support.visualize import (
@@ -120,7 +109,7 @@ def load_network(
     checkpoint = read_checkpoint(path)
     if "constants" not in checkpoint and "auto" in (height, width):
         print(f"{path}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are taken as 240x160")
-    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto", "RANGE": FULL_RANGE} | checkpoint.get("constants", {})
+    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto", "RANGE": RGB[1]} | checkpoint.get("constants", {})
     trained = trained_size(checkpoint)
     size = trained[0] if height == "auto" else height, trained[1] if width == "auto" else width
     try:
@@ -179,11 +168,9 @@ def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precisio
     return logits.squeeze(1).cpu().numpy() if windows else logits.float().squeeze(1).cpu().numpy()
 
 
-def read_item(
-    pair: tuple[Path, Path | None], size: Size | None, transform: Callable[..., dict[str, Any]], bands: Bands = RGB
-) -> Item:
+def read_item(pair: tuple[Path, Path | None], size: Size | None, transform: Callable, bands: Bands) -> Item:
     """An image as the network sees it; one of its own `size`, which may be large, as uint8."""
-    image, own_size = read_with_size(pair[0], size, *bands)
+    image, own_size = read_with_size(pair[0], size, bands)
     values = transform(image=image)["image"] if size else torch.from_numpy(image).permute(2, 0, 1)
     return Item(*pair, own_size, values)
 
@@ -293,8 +280,8 @@ def score_images(
     size: Size,
     classes: Classes,
     precision: torch.dtype,
-    batch_size: int = 8,
     bands: Bands = RGB,
+    batch_size: int = 8,
 ) -> Scores:
     """Scores of a network that sees images of `size`, on images and their true masks at their own sizes."""
     network = partial(predict_logits, model, precision=precision)

@@ -233,18 +233,15 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     """Read and check all files, and return the loaders for training and for validation, and what a checkpoint tells
     about the images."""
     classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
+    bands = options.IN_CHANNELS, options.RANGE
     size = None if options.CROP else (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
 
     def inspect() -> tuple[dict[str, Any], bool, int]:
-        reading = {
-            "cache_dir": options.CACHE_DIR,
-            "classes": classes,
-            "bands": (options.IN_CHANNELS, options.RANGE),
-        }
-        train, val = (prepare(*pair, size, **reading) for pair in (folders[:2], folders[2:]))
+        reading = size, options.CACHE_DIR, classes, bands
+        train, val = (prepare(*pair, *reading) for pair in (folders[:2], folders[2:]))
         batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
         levels = 4 if options.FEATURES == "auto" else len(options.FEATURES)
         images = check_run(train, val, levels, batch_size, options.CROP)
@@ -267,8 +264,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             accumulation_steps=options.ACCUMULATION_STEPS,
             drop_last=True,
             classes=classes,
-            channels=options.IN_CHANNELS,
-            highest=options.RANGE,
+            bands=bands,
             group=group,
         )
     for folder, loader in zip(folders[::2], loaders, strict=True):
@@ -308,9 +304,8 @@ def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, prec
     if run.writer.best.exists():
         best = read_checkpoint(run.writer.best)
         load_checkpoint(best, model, name=str(run.writer.best))
-        scores = score_images(
-            dataset.pairs, model, trained_size(best), dataset.classes, precision, bands=dataset.bands
-        )
+        seen = trained_size(best), dataset.classes, precision, dataset.bands
+        scores = score_images(dataset.pairs, model, *seen)
         print(describe_scores(scores, f"best checkpoint, {counted(len(dataset), 'image')} at their own sizes"))
         save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
 

@@ -72,15 +72,15 @@ def prepare(
     size: Size | None,
     cache_dir: str | Path = "",
     classes: Classes = ONE_CLASS,
-    found: Scan | None = None,
     bands: Bands = RGB,
+    found: Scan | None = None,
 ) -> Prepared:
     """Read every pair of two folders once, in several processes, scaled to `size`, (height, width), or as it is.
     `found` is what they hold, if that is known.
 
     With `cache_dir`, nothing is read a second time until a file's name, length or time of change is another, or the
     size, the classes, the bands or VERSION. If the folder can't be written or has no room, a line says so and
-    nothing is kept. Raises BadInput for a missing or empty folder; what is wrong with single files is in the result.
+    nothing is kept. Raises BadInput for a missing or empty folder; what is wrong with a file is in the result.
     """
     found = found or scan(image_dir, mask_dir)
     keeps = cache_dir and found.pairs and not found.bad

@@ -50,8 +50,8 @@ NO_IMAGES = (
 Size = tuple[int, int]  # (height, width) in pixels, as arrays and tensors have it
 Pair = tuple[Path, Path]  # an image and its mask
 Bands = tuple[int, int]  # of images: how many there are, and the highest value of those with 16 bits
-FULL_RANGE = 2**16 - 1
-RGB: Bands = (3, FULL_RANGE)
+WHITE = 2**16 - 1  # of 16 bits
+RGB: Bands = (3, WHITE)
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,7 @@ class Metadata(NamedTuple):
         return [number for number, share in enumerate(self.shares) if share]
 
 
-def read_image(
-    path: str | Path, size: Size | None = None, channels: int = 3, highest: int = FULL_RANGE
-) -> np.ndarray:
+def read_image(path: str | Path, size: Size | None = None, channels: int = 3, highest: int = WHITE) -> np.ndarray:
     """An image as uint8 (H, W, channels), rotated as its EXIF orientation says. Of 16 bits, 0 to `highest` become
     0 to 255. One channel is gray and three are RGB, whatever the file holds; of others it must have as many.
 
@@ -116,14 +114,11 @@ def read_image(
     DCT scale of at least three times that, which gives the same to one gray level on average, and is several times
     faster.
     """
-    return read_with_size(path, size, channels, highest)[0]
+    return read_with_size(path, size, (channels, highest))[0]
 
 
-def read_with_size(
-    path: str | Path, size: Size | None = None, channels: int = 3, highest: int = FULL_RANGE
-) -> tuple[np.ndarray, Size]:
+def read_with_size(path: str | Path, size: Size | None = None, bands: Bands = RGB) -> tuple[np.ndarray, Size]:
     """What `read_image` gives, and the (height, width) that the upright image has before it is scaled."""
-    bands = channels, highest
     decoded = _decode(path, _read_bytes(path), size, bands)
     return _to_image(decoded, path, size, bands), decoded.size
 
@@ -255,10 +250,12 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Band
             raw_modes = "".join(str(tile[3]).partition(",")[0] for tile in image.tile)  # before EXIF decodes a PNG
             orientation, deep = _orientation(image), "16" in raw_modes or image.mode.startswith("I;16")
             several = len(image.getbands()) > 1 and image.format in ("PNG", "TIFF")
-            if several and (planar or deep and bands[1] < FULL_RANGE):  # Pillow gives the upper 8 bits, or rubbish
-                if image.mode == "CMYK":
-                    raise ValueError("CMYK with 16 bits")
-                values = _tiff_values(path, data)[0] if image.format == "TIFF" else _png_values(data, orientation)
+            if several and (planar or deep and bands[1] < WHITE):  # Pillow gives the upper 8 bits, or rubbish
+                if image.format == "TIFF":
+                    values = _tiff_values(path, data)[0]
+                else:  # BGR or BGRA
+                    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+                    values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
                 upper = Image.fromarray((values >> 8).astype(np.uint8))
                 return _Decoded(upper, values.shape[:2], orientation, False, True, values)
             own = image.size[::-1] if orientation < 5 else image.size
@@ -273,16 +270,15 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Band
     except BadInput:
         raise
     except Image.UnidentifiedImageError as error:
-        what, remedy = _tiff_layout(data) or next(
+        what, remedy = _tiff_layout(data, bands[0]) or next(
             words for start, *words in NO_IMAGES if re.match(start, data[:64], re.I | re.S)
         )
         raise BadInput(path, f"can't be read as an image ({what})", remedy) from error
     except Exception as error:  # broken files raise almost anything, from SyntaxError to struct.error
-        reason = str(error.args[0] if error.args else "").partition("\n")[0] or type(error).__name__
-        lacks = (
-            "Run pip install tifffile imagecodecs" if re.search("imagecodecs|tifffile|compression'", reason) else ""
-        )
-        raise BadInput(path, f"can't be read as an image ({reason})", lacks or "Replace or remove it") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        lacks = re.search("imagecodecs|tifffile|'compression'", reason)
+        remedy = "Run pip install tifffile imagecodecs" if lacks else "Replace or remove it"
+        raise BadInput(path, f"can't be read as an image ({reason})", remedy) from error
 
 
 def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
@@ -298,17 +294,12 @@ def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
         page, orientation = pages[0], pages[0].tags.valueof(ORIENTATION, 1)
         if page.imagelength * page.imagewidth > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels")
-        if page.dtype not in (np.uint8, np.uint16):
-            raise ValueError((_tiff_layout(data) or ("of no known type",))[0])
+        if page.dtype not in (np.uint8, np.uint16) or page.photometric == 5:
+            kind = f"pixels of type {page.dtype}{' in CMYK' * (page.photometric == 5)}"
+            raise BadInput(path, kind, "Save it with 8 or 16 bits a band")
         values = page.asarray(maxworkers=1)
     values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else np.atleast_3d(values)
     return _upright(values, orientation), orientation if orientation in UPRIGHT else 1
-
-
-def _png_values(data: bytes, orientation: int) -> np.ndarray:
-    """The pixels of a PNG in colour with 16 bits, as uint16 (H, W, 3 or 4), upright."""
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
-    return _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
@@ -340,7 +331,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
-def _tiff_layout(data: bytes) -> tuple[str, str] | None:
+def _tiff_layout(data: bytes, channels: int) -> tuple[str, str] | None:
     """What a sound TIFF holds that Pillow has no mode for, and what to do; None for anything else."""
     try:
         big = data[2:3] in b"+" or data[3:4] in b"+"  # BigTIFF, with 64-bit offsets
@@ -352,10 +343,10 @@ def _tiff_layout(data: bytes) -> tuple[str, str] | None:
         bands, bits = tags.get(277, 1), tags.get(258, (1,))[0]
         kind = {2: "signed ", 3: "floating-point "}.get(tags.get(339, (1,))[0], "")
         if tags[256] and tags[257]:
-            more = (
-                f", or give --IN_CHANNELS {bands}" if bands not in (1, 3) and bits in (8, 16) and not kind else ""
-            )
-            return f"a TIFF of {bands} bands with {bits} {kind}bits", f"Save it as gray or RGB with 8 bits{more}"
+            remedy = "Save it as gray or RGB with 8 bits"
+            if bands not in (1, 3) and bits in (8, 16) and not kind:
+                remedy += f", or give --IN_CHANNELS {bands} instead of {channels}"
+            return f"a TIFF of {bands} bands with {bits} {kind}bits", remedy
     except Exception:  # not a TIFF, or one that is damaged
         return None
     return None
@@ -370,11 +361,9 @@ def _to_image(decoded: _Decoded, path: str | Path, size: Size | None, bands: Ban
     if decoded.deep:
         pixels = np.asarray(image) if values is None else values  # of RGB, Pillow has kept the upper 8 bits
         most = int(pixels.max()) << (8 if pixels.itemsize == 1 else 0)
-        if most < 2**12 and highest == FULL_RANGE:  # a factor of its own would give each image another brightness
+        if most < 2**12 and highest == WHITE:  # a factor of its own would give each image another brightness
             finding = "16 bits, of which it uses the lower 12 or fewer"
-            raise BadInput(
-                path, finding, "Stretch all images alike to 16 bits or give --RANGE 4095 for all of them"
-            )
+            raise BadInput(path, finding, "Stretch all images alike to 16 bits, or give --RANGE 4095, say")
         if most > highest:
             raise BadInput(path, f"values up to {most}, where RANGE is {highest}", "Train with a higher --RANGE")
         if pixels.itemsize == 2:
