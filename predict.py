@@ -142,7 +142,9 @@ def load_networks(
 ) -> tuple[nn.Module, Size | None, Classes, torch.dtype]:
     """What `load_network` gives, of the Ensemble of several checkpoints. Raises BadInput if they don't fit."""
     models, *others = zip(*(load_network(path, device, height, width) for path in paths), strict=True)
-    for name, values in zip(("size", "classes", "bands"), [*others[:2], [m.bands for m in models]], strict=True):
+    for name, values in zip(
+        ("size", "classes", "IN_CHANNELS or RANGE"), [*others[:2], [m.bands for m in models]], strict=True
+    ):
         for path, value in zip(paths, values, strict=True):
             if value != values[0]:
                 raise BadInput(
