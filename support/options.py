@@ -112,7 +112,7 @@ def _must_be_among(name: str, known: Iterable[str], kind: str) -> None:
         if RENAMED.get(name, "").partition(" ")[0] in known:
             raise BadInput(name, "has another name now", f"Give {RENAMED[name]}")
         spelt = {word.upper(): word for word in known if word not in ("-h", "--help")}
-        near = difflib.get_close_matches(name.upper(), spelt, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name.upper(), spelt, n=1)
         remedy = f"Perhaps you meant {spelt[near[0]]}" if near else f"--help lists the {kind}s"
         raise BadInput(name, f"no such {kind}", remedy)
 
