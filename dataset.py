@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from support.errors import refuse
 from support.pairs import find_pairs
 from support.preparation import Records, prepare
-from support.reading import IGNORED, ONE_CLASS, Classes, Size, read_pair
+from support.reading import IGNORED, ONE_CLASS, WHITE, Classes, Size, read_pair
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
 import albumentations as A  # noqa: E402
@@ -25,7 +25,7 @@ from albumentations.pytorch import ToTensorV2  # noqa: E402
 
 def make_transforms() -> tuple[A.Compose, A.Compose]:
     """What is done to a sample on its way to the network, in training and in validation. Sizes stay as they are."""
-    to_tensor = [A.Normalize(mean=0, std=1, max_pixel_value=255), ToTensorV2()]  # float32 (3, H, W) in [0, 1]
+    to_tensor = [A.Normalize(mean=0, std=1, max_pixel_value=255), ToTensorV2()]  # float32 (C, H, W) in [0, 1]
     augment = [
         A.HorizontalFlip(p=0.5),
         A.Affine(
@@ -44,11 +44,11 @@ def make_transforms() -> tuple[A.Compose, A.Compose]:
 class CarvanaDataset(Dataset):
     """Images with their masks, sorted by name.
 
-    An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8 (H, W, 3),
-    and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and support.reading.IGNORED. The mask
-    comes out as float32, or of several classes as int64. With `size`, both are first scaled to (height, width);
-    all items then fit in one batch, whatever the images' own sizes. With `crop`, an item is a square of so many
-    pixels at the image's own scale, and each image is there `crops` times.
+    An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8
+    (H, W, channels), and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and
+    support.reading.IGNORED. The mask comes out as float32, or of several classes as int64. With `size`, both are
+    first scaled to (height, width); all items then fit in one batch, whatever the images' own sizes. With `crop`,
+    an item is a square of so many pixels at the image's own scale, and each image is there `crops` times.
 
     An index is a number, or the (epoch, index) that EpochBatches yields: the transform then draws from
     (seed, epoch, index) alone, so that an item is the same in whichever worker, process or run it is made.
@@ -65,25 +65,28 @@ class CarvanaDataset(Dataset):
         crops: int = 1,
         seed: int = 0,
         classes: Classes = ONE_CLASS,
+        channels: int = 3,
+        highest: int = WHITE,
     ) -> None:
         self.image_dir, self.mask_dir, self.transform = image_dir, mask_dir, transform
         self.size, self.crop, self.crops, self.seed, self.classes = size, crop, crops, seed, classes
+        self.bands = channels, highest  # of 16 bits; see support.reading.read_image
         self.pairs = find_pairs(image_dir, mask_dir) * crops
         self.images = [image.name for image, _ in self.pairs]
         self.records: Records | None = None
 
     def use_cache(self, folder: str | Path) -> None:
         """Read the records in `folder` from now on; if they are missing or out of date, prepare them first."""
-        prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes)
+        prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes, self.bands)
         refuse(prepared.bad)
         self.records = prepared.records
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image, uint8 (H, W, 3), and mask, uint8 (H, W), before any crop and transform, not to be written to."""
+        """Image, uint8 (H, W, C), and mask, uint8 (H, W), before any crop and transform, not to be written to."""
         if self.records is not None:
             with suppress(FileNotFoundError):  # another run may have replaced them: the files give the same
                 return self.records[index % len(self.records)]
-        return read_pair(self.pairs[index], self.size, self.classes)
+        return read_pair(self.pairs[index], self.size, self.classes, self.bands)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -113,11 +116,12 @@ class CarvanaDataset(Dataset):
 def random_crop(
     image: np.ndarray, mask: np.ndarray, side: int, generator: np.random.Generator, foreground: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A square of `side` pixels of an image, uint8 (H, W, 3), and its mask, uint8 (H, W). A share `foreground` of
+    """A square of `side` pixels of an image, uint8 (H, W, C), and its mask, uint8 (H, W). A share `foreground` of
     them is sure to show foreground, which may be rare. A smaller image is continued by its mirror image."""
     down, right = (max(0, side - length) for length in mask.shape)
     if down or right:
         image, mask = (cv2.copyMakeBorder(a, 0, down, 0, right, cv2.BORDER_REFLECT_101) for a in (image, mask))
+        image = np.atleast_3d(image)  # of one band, OpenCV has left none
     room = np.array(mask.shape) - side  # for the upper left corner
     corner = generator.integers(room + 1)
     if generator.random() < foreground and len(pixels := np.flatnonzero((mask > 0) & (mask != IGNORED))):

@@ -4,8 +4,9 @@
     python export.py best_checkpoint.pth.tar my_images/    # compared on these images
     python export.py best_checkpoint.pth.tar --LOGITS      # logits instead of probabilities
 
-Both take images, uint8 RGB (N, 3, H, W), and give float32 (N, C, H, W): of one class the probability of foreground,
-C = 1; of several that of each class. The export needs `pip install onnx onnxscript onnxruntime`.
+Both take images, uint8 (N, 3, H, W) in RGB or of other bands, and give float32 (N, C, H, W): of one class the
+probability of foreground, C = 1; of several that of each class. The export needs
+`pip install onnx onnxscript onnxruntime`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ from support.errors import BadInput, counted, exit_on_sigterm, explain_limits, r
 from support.files import whole_file, writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images
-from support.reading import Size, read_image
+from support.reading import WHITE, Bands, Size, read_image
 from support.sample import render
 from support.sliding_window import SlidingWindow
 
@@ -38,7 +39,7 @@ TOLERANCE = 1e-4  # difference in probability from the checkpoint; files that di
 
 
 class FromPixels(nn.Module):
-    """A network that takes uint8 images, (N, 3, H, W) in 0 to 255, and gives probabilities unless told `logits`."""
+    """A network that takes uint8 images, (N, B, H, W) in 0 to 255, and gives probabilities unless told `logits`."""
 
     def __init__(self, network: nn.Module, logits: bool) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ def require_extras() -> None:
         raise BadInput(", ".join(missing), "not installed", f"Run pip install {' '.join(missing)}")
 
 
-def trace(model: nn.Module, size: Size | None) -> ExportedProgram:
+def trace(model: nn.Module, size: Size | None, channels: int = 3) -> ExportedProgram:
     """The program of a model for any number of images of `size` or, with None, of any size.
 
     A trace holds the one branch of UNET.forward that its image takes. That must be the one that interpolates, at
@@ -69,15 +70,15 @@ def trace(model: nn.Module, size: Size | None) -> ExportedProgram:
     and rounded down, as pooling does; 257 however often it is halved and rounded up, as padded strides do.
     """
     dims = {0: Dim.DYNAMIC} if size else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    images = torch.zeros(2, 3, *(size or (255, 257)), dtype=torch.uint8)
+    images = torch.zeros(2, channels, *(size or (255, 257)), dtype=torch.uint8)
     program = torch.export.export(model, (images,), dynamic_shapes=(dims,))
     if size is None:  # no branch is left, but guards against sizes that take the other: a second trace has none
         program = torch.export.export(program.module(check_guards=False), (images,), dynamic_shapes=(dims,))
     return program
 
 
-def find_real_images(words: list[str], folder: str, size: Size) -> tuple[list[np.ndarray], str]:
-    """Images, uint8 (H, W, 3), to compare on, and what they are: those that `words` name, else the first in the
+def find_real_images(words: list[str], folder: str, size: Size, bands: Bands) -> tuple[list[np.ndarray], str]:
+    """Images, uint8 (H, W, B), to compare on, and what they are: those that `words` name, else the first in the
     folder of validation images, else rendered cars."""
     try:
         paths = find_inputs(words, "", "") if words else find_images(folder)[:8]
@@ -85,9 +86,10 @@ def find_real_images(words: list[str], folder: str, size: Size) -> tuple[list[np
         if words:
             raise
         cars = [Image.fromarray(render(car, 2 + 5 * car)[0]) for car in range(3)]
-        return [np.asarray(car.resize(size[::-1], Image.Resampling.BOX)) for car in cars], "3 rendered cars"
+        scaled = [np.asarray(car.resize(size[::-1], Image.Resampling.BOX)) for car in cars]
+        return [car[..., np.arange(bands[0]) % 3] for car in scaled], "3 rendered cars"
     source = counted(len(paths), "image") + ("" if words else f" of {folder}")
-    return [read_image(path, size) for path in paths], source
+    return [read_image(path, size, *bands) for path in paths], source
 
 
 def make_batches(images: list[np.ndarray], fixed: bool) -> Iterator[np.ndarray]:
@@ -111,7 +113,7 @@ def compare(network: nn.Module, run: Callable[[np.ndarray], Tensor], batches: It
 
 
 def load(path: Path) -> Callable[[np.ndarray], Tensor]:
-    """What the file at `path` makes of images, uint8 (N, 3, H, W): by onnxruntime or, of a program, by torch."""
+    """What the file at `path` makes of images, uint8 (N, B, H, W): by onnxruntime or, of a program, by torch."""
     if path.stem.endswith(".pt2"):  # NAME.pt2.part
         module = torch.export.load(BytesIO(path.read_bytes())).module()
         return lambda images: module(torch.from_numpy(images))
@@ -140,15 +142,17 @@ def main(argv: list[str] | None = None) -> None:
     network.to(memory_format=torch.contiguous_format)  # another one would stay in the files
     fixed = options.FIXED_SIZE or hasattr(network, "encoder")  # tracing one of timm's for any size takes minutes
     val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
-    images, source = find_real_images(options.images, val_dir, size)
+    images, source = find_real_images(options.images, val_dir, size, network.bands)
     about = {"classes": str(classes.count), "size": f"{size[1]}x{size[0]}"}
+    about |= {"range": str(network.bands[1])} if network.bands[1] < WHITE else {}
     known = {name: checkpoint.get(name) for name in ("best_dice", "commit")}
     about |= {name: str(value) for name, value in known.items() if value not in (None, "", -1)}  # -1: no epoch yet
 
     writable_folder(out.parent, "Give another --OUT")
     finish = to_probabilities if options.LOGITS else lambda probabilities: probabilities
     with explain_limits(f"writing {out}"), whole_file(out) as onnx, whole_file(out.with_suffix(".pt2")) as pt2:
-        program = trace(FromPixels(network, options.LOGITS).eval(), size if fixed else None)
+        size_or_any = size if fixed else None
+        program = trace(FromPixels(network, options.LOGITS).eval(), size_or_any, network.bands[0])
         torch.export.save(program, buffer := BytesIO())  # which warns about a file that doesn't end in .pt2
         pt2.write_bytes(buffer.getbuffer())
         names = {"input_names": ["images"], "output_names": ["logits" if options.LOGITS else "probabilities"]}

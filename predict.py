@@ -45,7 +45,7 @@ from support.errors import BadInput, counted, exit_on_sigterm, run_script
 from support.files import writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
-from support.reading import ONE_CLASS, Classes, Size, must_match, read_image, read_mask, read_with_size
+from support.reading import ONE_CLASS, RGB, Bands, Classes, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
 from support.sliding_window import SlidingWindow
 from support.visualize import (
@@ -101,28 +101,29 @@ class Result(NamedTuple):
 def load_network(
     path: str | Path, device: torch.device, height: int | str = "auto", width: int | str = "auto"
 ) -> tuple[nn.Module, Size | None, Classes, torch.dtype]:
-    """The network in a checkpoint, ready to predict; the size of image that it sees; its classes; its precision.
+    """The network in a checkpoint, ready to predict, with the `bands` that it sees; the size of image; its classes;
+    its precision.
 
     One that was trained with CROP is in a SlidingWindow, for images of their own size, and its size is None.
     Weights alone tell their network by their shapes. Raises BadInput for a checkpoint that can't be used."""
     checkpoint = read_checkpoint(path)
     if "constants" not in checkpoint and "auto" in (height, width):
         print(f"{path}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are taken as 240x160")
-    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto"} | checkpoint.get("constants", {})
+    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto", "RANGE": RGB[1]} | checkpoint.get("constants", {})
     trained = trained_size(checkpoint)
     size = trained[0] if height == "auto" else height, trained[1] if width == "auto" else width
     try:
         arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
     except KeyError as error:
         raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
-    if (channels := arguments["in_channels"]) != 3:
-        raise BadInput(path, f"{channels} channels in", "Use one for images in colour")
     precision = choose_precision(constants["PRECISION"], device)
     model = UNET(**arguments)
     load_checkpoint(checkpoint, model)
     model.to(device, memory_format=choose_memory_format(device, precision)).eval()
+    model.bands = bands = arguments["in_channels"], constants["RANGE"]  # as read_image takes them
     if constants.get("CROP") and (height, width) == ("auto", "auto"):
         model, size = SlidingWindow(model, constants["CROP"]), None
+        model.bands = bands
     return model, size, Classes(arguments["out_channels"], constants["IGNORE_INDEX"]), precision
 
 
@@ -131,7 +132,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.models = nn.ModuleList(models)
+        self.models, self.bands = nn.ModuleList(models), models[0].bands
 
     def forward(self, images: Tensor) -> Tensor:
         return sum(model(images).float() for model in self.models) / len(self.models)
@@ -142,7 +143,9 @@ def load_networks(
 ) -> tuple[nn.Module, Size | None, Classes, torch.dtype]:
     """What `load_network` gives, of the Ensemble of several checkpoints. Raises BadInput if they don't fit."""
     models, *others = zip(*(load_network(path, device, height, width) for path in paths), strict=True)
-    for name, values in zip(("size", "classes"), others, strict=False):
+    for name, values in zip(
+        ("size", "classes", "IN_CHANNELS or RANGE"), [*others[:2], [m.bands for m in models]], strict=True
+    ):
         for path, value in zip(paths, values, strict=True):
             if value != values[0]:
                 raise BadInput(
@@ -152,7 +155,7 @@ def load_networks(
 
 
 def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precision: torch.dtype) -> np.ndarray:
-    """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images, float32 (N, 3, H, W): the mean over
+    """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images, float32 (N, B, H, W): the mean over
     so many `views` of them, with each side in both directions, then with the sides exchanged."""
     device = next(model.parameters()).device
     windows = any(isinstance(module, SlidingWindow) for module in model.modules())
@@ -168,9 +171,9 @@ def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precisio
     return logits.squeeze(1).cpu().numpy() if windows else logits.float().squeeze(1).cpu().numpy()
 
 
-def read_item(pair: tuple[Path, Path | None], size: Size | None, transform: Callable[..., dict[str, Any]]) -> Item:
+def read_item(pair: tuple[Path, Path | None], size: Size | None, transform: Callable, bands: Bands) -> Item:
     """An image as the network sees it; one of its own `size`, which may be large, as uint8."""
-    image, own_size = read_with_size(pair[0], size)
+    image, own_size = read_with_size(pair[0], size, bands)
     values = transform(image=image)["image"] if size else torch.from_numpy(image).permute(2, 0, 1)
     return Item(*pair, own_size, values)
 
@@ -199,6 +202,7 @@ def finish_item(
     cutout: bool = False,
     polygons: bool = False,
     classes: Classes = ONE_CLASS,
+    bands: Bands = RGB,
 ) -> Result:
     """Write an image's mask, encode it and score it, as far as asked for."""
     mask, counts, runs, unscored = scale_to_mask(item.values, item.size, threshold), None, "", None
@@ -208,7 +212,8 @@ def finish_item(
         if probability:
             save_probability(scale_to_probability(item.values, item.size), out / f"{name}_probability.png")
         if overlay or cutout:
-            image = read_image(item.path)
+            image = read_image(item.path, None, *bands)
+            image = image[..., :3] if bands[0] >= 3 else image[..., :1].repeat(3, axis=2)
         if overlay:
             draw_overlay(image, mask, out / f"{name}_overlay.jpg")
         if cutout:  # half transparent where the mask ends
@@ -260,12 +265,13 @@ def predict_images(
     *,
     batch_size: int,
     workers: int,
+    bands: Bands = RGB,
 ) -> Iterator[Result | BadInput]:
     """What comes of each image, in order. Threads read the next ones and finish the last ones meanwhile. Images of
     their own sizes come one at a time."""
     batch_size = batch_size if size else 1
     most = batch_size + workers
-    read = partial(read_item, size=size, transform=make_transforms()[1])
+    read = partial(read_item, size=size, transform=make_transforms()[1], bands=bands)
     with ThreadPoolExecutor(workers) as pool:
         items = predict_items(in_order(pool, read, pairs, most), batch_size, network)
         yield from in_order(pool, finish, items, most)
@@ -277,12 +283,14 @@ def score_images(
     size: Size,
     classes: Classes,
     precision: torch.dtype,
+    bands: Bands = RGB,
     batch_size: int = 8,
 ) -> Scores:
     """Scores of a network that sees images of `size`, on images and their true masks at their own sizes."""
     network = partial(predict_logits, model, precision=precision)
     finish = partial(finish_item, out=None, overlay=False, threshold=0.0, submission=False, classes=classes)
-    results = predict_images(pairs, size, network, finish, batch_size=batch_size, workers=count_cores())
+    settings = {"batch_size": batch_size, "workers": count_cores(), "bands": bands}
+    results = predict_images(pairs, size, network, finish, **settings)
     results = tqdm(results, desc="scoring at full size", total=len(pairs), unit=" images", delay=1)
     with evaluating(model):
         return overall_scores(torch.stack([result.counts for result in results]))
@@ -381,7 +389,9 @@ def main(argv: list[str] | None = None) -> None:
             cutout=options.CUTOUT,
             polygons=polygons is not None,
             classes=classes,
+            bands=model.bands,
         ),
+        bands=model.bands,
         batch_size=options.BATCH_SIZE,
         workers=count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS),
     )

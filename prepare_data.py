@@ -29,7 +29,7 @@ from tqdm import tqdm
 from support.carvana import TUTORIAL_CARS, Member, find_carvana
 from support.errors import BadInput, by_cause, counted, refuse, run_script, warn
 from support.files import whole_file, writable_folder
-from support.options import OptionParser
+from support.options import RULES, SET_BY_SPLIT, OptionParser
 from support.pairs import CARVANA_NAME
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
@@ -160,7 +160,9 @@ def split(
             names |= {image: sample.name + image.suffix, mask: sample.name + mask.suffix}
         _share_out(groups, val_groups, out, move, names)
     classes, size = plain.prepared.classes, plain.prepared.size
-    known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored}
+    bands = {name: meaning.get(name.lower()) for name in ("IN_CHANNELS", "RANGE")}
+    bands = {name: value for name, value in bands.items() if value != SET_BY_SPLIT[name]}
+    known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored, **bands}
     _write_meaning(out, **{key: value for key, value in known.items() if value})
     words = [*_dir_options(out), "--IMAGE_HEIGHT", str(size[0]), "--IMAGE_WIDTH", str(size[1])]
     print("to train with them:", shlex.join(["python", "train.py", *words]))
@@ -307,11 +309,12 @@ def _share_out(
 
 
 def _write_meaning(out: str, **known: Any) -> None:
-    """Say in dataset.json beside the four folders what their masks hold. What a person has edited there stays, as
-    long as it has the same NUM_CLASSES."""
+    """Say in dataset.json beside the four folders what they hold. What a person has edited there stays, as long as
+    it has the same NUM_CLASSES, IN_CHANNELS and RANGE."""
     path = Path(out, "dataset.json")
     with suppress(OSError, ValueError, AttributeError):
-        if json.loads(path.read_text(encoding="utf-8")).get("NUM_CLASSES") == known["NUM_CLASSES"]:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if all(there.get(name, usual) == known.get(name, usual) for name, usual in SET_BY_SPLIT.items()):
             return
     with whole_file(path) as file:
         file.write_text(json.dumps(known) + "\n", encoding="utf-8")
@@ -385,6 +388,8 @@ def main(argv: list[str] | None = None) -> None:
         "colours": ("", "file with a line R G B NAME for each colour of the masks"),
         "NUM_CLASSES": (0, "1 for foreground alone; 0 is what the masks hold"),
         "IGNORE_INDEX": (255, "value of pixels that are left out, if there are several classes"),
+        "IN_CHANNELS": (3, "bands of the images: 1 is gray, 3 RGB, others as TIFF has them"),
+        "RANGE": (0, "highest value of images with 16 bits, such as 4095 of 12 bits; 0 is 65535"),
         "train_list": ("", "file with the names of images for training"),
         "val_list": ("", "file with the names of images for validation"),
         "list": ("", "file to write all findings to"),
@@ -400,8 +405,13 @@ def main(argv: list[str] | None = None) -> None:
         return added
 
     def called(run: Callable[..., None]) -> Callable[..., None]:
-        def renamed(NUM_CLASSES: int, IGNORE_INDEX: int, list: str, **options: Any) -> None:
-            run(**options, num_classes=NUM_CLASSES, ignore_index=IGNORE_INDEX, list_file=list)
+        def renamed(list: str, **options: Any) -> None:
+            for name in ("IN_CHANNELS", "RANGE"):
+                if not RULES[name][0](options[name]):
+                    raise BadInput(f"--{name}", f"{options[name]} can't be used", f"Give {RULES[name][1]}")
+            for name in ("IN_CHANNELS", "RANGE", "NUM_CLASSES", "IGNORE_INDEX"):
+                options[name.lower()] = options.pop(name)
+            run(**options, list_file=list)
 
         return renamed
 

@@ -75,6 +75,8 @@ ENCODER = ""  # one of timm's networks, with ImageNet's weights, for the way dow
 ENCODER_WEIGHTS = ""  # a file of its weights; "" fetches them
 START_FROM = ""  # a checkpoint whose weights a new run begins with: of other images, sizes or classes
 NUM_CLASSES = "auto"  # 1 is foreground alone; auto is what split has found, data/dataset.json's, or 1
+IN_CHANNELS = "auto"  # bands of the images: 1 is gray, 3 RGB, others as TIFF has them; auto is split's, or 3
+RANGE = "auto"  # highest value of images with 16 bits, such as 4095 of 12 bits; auto is split's, or 65535
 IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
@@ -119,7 +121,7 @@ def make_model(
     torch.manual_seed(options.SEED)
     try:
         model = UNET(
-            in_channels=3,
+            in_channels=options.IN_CHANNELS,
             out_channels=options.NUM_CLASSES,
             features=options.FEATURES,
             encoder=options.ENCODER or None,
@@ -133,7 +135,7 @@ def make_model(
             load_pretrained(model.encoder, options.ENCODER, options.ENCODER_WEIGHTS)
     model.to(group.device, memory_format=choose_memory_format(group.device, precision))
     smallest = 2 ** len(options.FEATURES)
-    train_model = group.wrap(model, torch.zeros(1, 3, smallest, smallest), options.SYNC_BATCHNORM)
+    train_model = group.wrap(model, torch.zeros(1, options.IN_CHANNELS, smallest, smallest), options.SYNC_BATCHNORM)
     if group.device.type == "cpu" and group.world_size == 1:  # torchrun gives each process its share
         size = (options.IMAGE_HEIGHT // 2, options.IMAGE_WIDTH // 2) if options.PROGRESSIVE_RESIZING else None
         size = size or (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
@@ -232,13 +234,15 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     """Read and check all files, and return the loaders for training and for validation, and what a checkpoint tells
     about the images."""
     classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
+    bands = options.IN_CHANNELS, options.RANGE
     size = None if options.CROP else (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
 
     def inspect() -> tuple[dict[str, Any], bool, int]:
-        train, val = (prepare(*pair, size, options.CACHE_DIR, classes) for pair in (folders[:2], folders[2:]))
+        reading = size, options.CACHE_DIR, classes, bands
+        train, val = (prepare(*pair, *reading) for pair in (folders[:2], folders[2:]))
         batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
         levels = 4 + bool(options.ENCODER) if options.FEATURES == "auto" else len(options.FEATURES)
         images = check_run(train, val, levels, batch_size, options.CROP)
@@ -261,6 +265,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             accumulation_steps=options.ACCUMULATION_STEPS,
             drop_last=True,
             classes=classes,
+            bands=bands,
             group=group,
         )
     for folder, loader in zip(folders[::2], loaders, strict=True):
@@ -312,7 +317,8 @@ def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, prec
     if run.writer.best.exists():
         best = read_checkpoint(run.writer.best)
         load_checkpoint(best, model, name=str(run.writer.best))
-        scores = score_images(dataset.pairs, model, trained_size(best), dataset.classes, precision)
+        seen = trained_size(best), dataset.classes, precision, dataset.bands
+        scores = score_images(dataset.pairs, model, *seen)
         print(describe_scores(scores, f"best checkpoint, {counted(len(dataset), 'image')} at their own sizes"))
         save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
 

@@ -20,7 +20,7 @@ from support.checkpoint import save_checkpoint as save_checkpoint
 from support.device import autocast
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted
-from support.reading import IGNORED, ONE_CLASS, Classes, Size
+from support.reading import IGNORED, ONE_CLASS, RGB, Bands, Classes, Size
 from support.visualize import Prediction, draw_grid, save_mask
 from support.workers import init_worker, kill_workers_at_exit
 
@@ -45,6 +45,7 @@ def get_loaders(
     accumulation_steps: int = 1,
     drop_last: bool = False,
     classes: Classes = ONE_CLASS,
+    bands: Bands = RGB,
     group: Group = ALONE,
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of (images, masks) batches, for training and for validation.
@@ -59,7 +60,7 @@ def get_loaders(
     Of several processes, each gets its share of every training batch, which needs `drop_last`, and of the
     validation images. Raises BadInput where a batch has no image for each.
     """
-    common = {"size": size, "seed": seed, "classes": classes}
+    common = {"size": size, "seed": seed, "classes": classes, "channels": bands[0], "highest": bands[1]}
     train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, crop=crop, crops=crops, **common)
     val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, **common)
     if cache_dir:

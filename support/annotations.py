@@ -17,7 +17,7 @@ from PIL import Image
 
 from support.errors import BadInput, refuse
 from support.pairs import MASK_FILES
-from support.reading import IGNORED, ORIENTATION, Size, read_with_size
+from support.reading import IGNORED, ORIENTATION, Size, image_size, read_with_size
 
 SPECIAL = {"background": 0, "_background_": 0, "__ignore__": IGNORED}  # labels that are no classes
 FAR = 0.1  # of an image's width or height: what leaves it by less is cut off at its edge
@@ -227,6 +227,8 @@ def _size(path: Path) -> Size:
     with suppress(Exception), Image.open(path) as image:
         if image.format == "JPEG":
             return image.size if image.getexif().get(ORIENTATION, 1) >= 5 else image.size[::-1]
+    if path.suffix.lower() in (".tif", ".tiff") and any(size := image_size(path)):
+        return size  # of whatever bands
     return read_with_size(path)[1]  # which says, too, what is wrong with a broken file
 
 

@@ -209,6 +209,8 @@ def load_checkpoint(
         if made := checkpoint.get("model"):
             features, encoder = " ".join(map(str, made["features"])), made.get("encoder") or '""'
             remedy += f": {features}, {encoder} and {made['out_channels']}"
+            if made["in_channels"] != getattr(model, "arguments", made)["in_channels"]:
+                remedy += f", and IN_CHANNELS {made['in_channels']}"
         raise BadInput(name, finding, remedy)
     if not all_finite(weights):
         raise BadInput(name, "its weights are not finite", "Use an earlier one")

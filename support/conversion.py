@@ -28,6 +28,8 @@ class Meaning:
     colours: str = ""
     num_classes: int = 0  # 0 for what the masks hold
     ignore_index: int = 255
+    in_channels: int = 3
+    range: int = 0  # 0 for 65535
     train_list: str = ""
     val_list: str = ""
     list_file: str = ""

@@ -36,6 +36,8 @@ RULES = {
     ),
     "TIME_LIMIT": (lambda v: 0 <= v < math.inf, "minutes, or 0 for none"),
     "NUM_CLASSES": (lambda v: v == "auto" or 1 <= v <= 255, "1 for foreground alone, or 2 to 255"),
+    "IN_CHANNELS": (lambda v: v == "auto" or v >= 1, "1 for gray, 3 for RGB, or another number of bands"),
+    "RANGE": (lambda v: v == "auto" or 0 <= v <= 65535, "the highest value of 16 bits, or 0 for 65535"),
     "IGNORE_INDEX": (lambda v: 0 <= v <= 255, "0 to 255"),
     "NUM_SAVED_IMAGES": (lambda v: v >= 0, "0 or more"),
     "STEPS": (lambda v: v >= 1, "1 or more"),
@@ -56,6 +58,7 @@ RULES = {
     ),
     "SEED": (lambda v: 0 <= v < 2**63, "0 or more"),
 }
+SET_BY_SPLIT = {"NUM_CLASSES": 1, "IN_CHANNELS": 3, "RANGE": 65535}  # without split's dataset.json
 LISTS = {"FEATURES", "CHECKPOINT"}  # constants that take several values, even if the default is "auto"
 RENAMED = {  # options of earlier versions
     "--ACCUMULATE": "--ACCUMULATION_STEPS",
@@ -109,7 +112,7 @@ def _must_be_among(name: str, known: Iterable[str], kind: str) -> None:
         if RENAMED.get(name, "").partition(" ")[0] in known:
             raise BadInput(name, "has another name now", f"Give {RENAMED[name]}")
         spelt = {word.upper(): word for word in known if word not in ("-h", "--help")}
-        near = difflib.get_close_matches(name.upper(), spelt, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name.upper(), spelt, n=1)
         remedy = f"Perhaps you meant {spelt[near[0]]}" if near else f"--help lists the {kind}s"
         raise BadInput(name, f"no such {kind}", remedy)
 
@@ -149,18 +152,20 @@ class ConstantParser(OptionParser):
 
 
 def settle_classes(options: argparse.Namespace) -> None:
-    """Give NUM_CLASSES, if it is "auto", the number that dataset.json beside the training images' folder has for
-    it, which `prepare_data.py split` writes; without that file 1."""
-    if options.NUM_CLASSES != "auto":
-        return
+    """Give NUM_CLASSES, IN_CHANNELS and RANGE, if they are "auto", what dataset.json beside the training images'
+    folder has for them, which `prepare_data.py split` writes; without it 1, 3 and 65535."""
     file = Path(options.TRAIN_IMG_DIR).parent / "dataset.json"
-    try:
-        count = json.loads(file.read_text(encoding="utf-8")).get("NUM_CLASSES", 1) if file.exists() else 1
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadInput(file, f"can't be read ({error})", "Correct or remove it") from error
-    if type(count) is not int or not 1 <= count <= 255:
-        raise BadInput(file, f"NUM_CLASSES {count!r} can't be used", f"Give {RULES['NUM_CLASSES'][1]}")
-    options.NUM_CLASSES = count
+    for name, default in SET_BY_SPLIT.items():
+        if getattr(options, name) != "auto":
+            continue
+        try:
+            value = json.loads(file.read_text(encoding="utf-8")).get(name, default) if file.exists() else default
+        except (OSError, ValueError, AttributeError) as error:
+            raise BadInput(file, f"can't be read ({error})", "Correct or remove it") from error
+        if type(value) is not int or not RULES[name][0](value):
+            raise BadInput(file, f"{name} {value!r} can't be used", f"Give {RULES[name][1]}")
+        setattr(options, name, value)
+    options.RANGE = options.RANGE or SET_BY_SPLIT["RANGE"]
 
 
 def _holds(rule: Callable[[Any], bool], value: Any) -> bool:

@@ -23,7 +23,7 @@ from support.errors import BadInput, by_cause, counted, refuse, warn
 from support.layouts import Match, listed, match, plain_names, side, tell_apart
 from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
 from support.preparation import Prepared, prepare
-from support.reading import IGNORED, Classes, Pair, Size, image_size
+from support.reading import IGNORED, WHITE, Classes, Pair, Size, image_size
 
 OTHER_SUFFIXES = (".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".heif", ".npy", ".dcm", ".svg", ".psd")
 AREA = 160 * 240  # pixels of the size that is suggested
@@ -87,16 +87,17 @@ def make_plain(
     scan = Scan(list(pairs), [], unused, [], skipped)
     folders = (sources[0], sources[min(1, len(sources) - 1)])
     cache = cache_dir if not origins else ""
-    prepared = prepare(*folders, size, cache, classes, scan)
+    bands = meaning.in_channels, meaning.range or WHITE
+    prepared = prepare(*folders, size, cache, classes, bands, scan)
     if not (drawn or colours or meaning.foreground or meaning.num_classes):
         classes = classes_in(prepared, meaning.ignore_index)
         if classes.multiclass:
             print(f"masks hold the numbers 0 to {classes.count - 1}: NUM_CLASSES is {classes.count}")
-            prepared = prepare(*folders, size, cache, classes, scan)
+            prepared = prepare(*folders, size, cache, classes, bands, scan)
     shape = median_shape([m.size for m in prepared.metadata.values()] or [size])
     while may_grow and size[0] < shape[0] and any(e.finding.startswith("too thin") for e in refusals(prepared)):
         size = tuple(-(-side * 3 // 2) // 16 * 16 for side in size)  # more of thin things is left there
-        prepared = prepare(*folders, size, cache, classes, scan)
+        prepared = prepare(*folders, size, cache, classes, bands, scan)
     return _without_bad(Plain(pairs, prepared, names, origins), bad, meaning)
 
 

@@ -23,20 +23,20 @@ from support.device import count_cores
 from support.errors import BadInput, explain_limits, warn
 from support.files import whole_file, writable_folder
 from support.pairs import Scan, scan
-from support.reading import ONE_CLASS, Classes, Metadata, Pair, Size, image_size, inspect_pair
+from support.reading import ONE_CLASS, RGB, Bands, Classes, Metadata, Pair, Size, image_size, inspect_pair
 from support.workers import init_worker
 
-VERSION = 6  # of the records' layout and of how files are read: raise it with either, and caches are made anew
+VERSION = 7  # of the records' layout and of how files are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
 
 
 class Records:
-    """Images and masks in a mapped file, in a row: an item is uint8 (H, W, 3) and uint8 (H, W), which are read from
-    the disk when they are used, and can't be written to."""
+    """Images and masks in a mapped file, in a row: an item is uint8 (H, W, channels) and uint8 (H, W), which are
+    read from the disk when they are used, and can't be written to."""
 
-    def __init__(self, path: Path, sizes: list[Size]) -> None:
-        self.path, self.sizes = path, sizes
-        self.places = np.cumsum([0, *(4 * height * width for height, width in sizes)]).tolist()
+    def __init__(self, path: Path, sizes: list[Size], channels: int = 3) -> None:
+        self.path, self.sizes, self.channels = path, sizes, channels
+        self.places = np.cumsum([0, *((channels + 1) * height * width for height, width in sizes)]).tolist()
         self._mapped: np.ndarray | None = None  # on first use, by each process for itself
 
     def __len__(self) -> int:
@@ -49,8 +49,8 @@ class Records:
         if self._mapped is None:
             self._mapped = np.asarray(np.memmap(self.path, np.uint8, "r"))
         size, place = self.sizes[index], self.places[index]
-        image, mask = np.split(self._mapped[place : self.places[index + 1]], [3 * size[0] * size[1]])
-        return image.reshape(*size, 3), mask.reshape(size)
+        image, mask = np.split(self._mapped[place : self.places[index + 1]], [-math.prod(size)])
+        return image.reshape(*size, self.channels), mask.reshape(size)
 
 
 class Prepared(NamedTuple):
@@ -72,49 +72,50 @@ def prepare(
     size: Size | None,
     cache_dir: str | Path = "",
     classes: Classes = ONE_CLASS,
+    bands: Bands = RGB,
     found: Scan | None = None,
 ) -> Prepared:
     """Read every pair of two folders once, in several processes, scaled to `size`, (height, width), or as it is.
     `found` is what they hold, if that is known.
 
     With `cache_dir`, nothing is read a second time until a file's name, length or time of change is another, or the
-    size, the classes or VERSION. If the folder can't be written or has no room, a line says so and nothing is kept.
-    Raises BadInput for a missing or empty folder; what is wrong with single files is in the result.
+    size, the classes, the bands or VERSION. If the folder can't be written or has no room, a line says so and
+    nothing is kept. Raises BadInput for a missing or empty folder; what is wrong with a file is in the result.
     """
     found = found or scan(image_dir, mask_dir)
     keeps = cache_dir and found.pairs and not found.bad
-    path = _cache_path(found.pairs, size, cache_dir, classes) if keeps else None
+    path = _cache_path(found.pairs, size, cache_dir, classes, bands) if keeps else None
     results = _recall(path) if path else None
     if results is None:
-        if path and not path.exists() and not _has_room(path, found.pairs, size):
+        if path and not path.exists() and not _has_room(path, found.pairs, size, bands[0]):
             path = None
-        results = _read_all(found.pairs, size, classes, path)
+        results = _read_all(found.pairs, size, classes, bands, path)
     metadata = {p: result for p, result in zip(found.pairs, results, strict=True) if isinstance(result, Metadata)}
     bad = [*found.bad, *(result for result in results if isinstance(result, BadInput))]
     sizes = [size or m.size for m in metadata.values()]
-    records = Records(path, sizes) if path and path.exists() else None
+    records = Records(path, sizes, bands[0]) if path and path.exists() else None
     return Prepared(Path(image_dir), Path(mask_dir), size, classes, found, metadata, bad, records)
 
 
 class _Pairs(Dataset):
     """The record of each pair and its metadata, or what is wrong with it."""
 
-    def __init__(self, pairs: list[Pair], size: Size | None, classes: Classes) -> None:
-        self.pairs, self.size, self.classes = pairs, size, classes
+    def __init__(self, pairs: list[Pair], *reading: Any) -> None:
+        self.pairs, self.reading = pairs, reading
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray | None, Metadata | BadInput]:
         try:
-            image, mask, metadata = inspect_pair(self.pairs[index], self.size, self.classes)
+            image, mask, metadata = inspect_pair(self.pairs[index], *self.reading)
         except BadInput as error:
             return None, error
         return np.concatenate([image.ravel(), mask.ravel()]), metadata
 
 
 def _read_all(
-    pairs: list[Pair], size: Size | None, classes: Classes, path: Path | None
+    pairs: list[Pair], size: Size | None, classes: Classes, bands: Bands, path: Path | None
 ) -> list[Metadata | BadInput]:
     """Read every pair. With `path`, the records go there and the metadata beside them, if every pair can be
     read."""
@@ -122,7 +123,7 @@ def _read_all(
         return []
     workers = min(count_cores(), len(pairs) // 16)  # a process isn't worth starting for a few files
     loader = DataLoader(
-        _Pairs(pairs, size, classes),
+        _Pairs(pairs, size, classes, bands),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers if workers > 1 else 0,
@@ -167,10 +168,10 @@ def _recall(path: Path) -> list[Metadata] | None:
         return None
 
 
-def _cache_path(pairs: list[Pair], size: Size | None, folder: str | Path, classes: Classes) -> Path:
+def _cache_path(pairs: list[Pair], size: Size | None, folder: str | Path, classes: Classes, bands: Bands) -> Path:
     """The file of the records: folders, size, and a digest of all that changes its content."""
     folders = sorted({str(file.parent.resolve()) for pair in pairs for file in pair})
-    content = repr((VERSION, classes, size, [_stamp(file) for pair in pairs for file in pair]))
+    content = repr((VERSION, classes, bands, size, [_stamp(file) for pair in pairs for file in pair]))
     home, digest = (hashlib.sha256(os.fsencode(text)).hexdigest() for text in ("\n".join(folders), content))
     kind = f"{size[1]}x{size[0]}" if size else "own_size"
     return Path(folder, f"{home[:12]}_{kind}_{digest[:16]}.bin")
@@ -184,9 +185,9 @@ def _stamp(file: Path) -> tuple[str, int, int]:
     return file.name, 0, 0
 
 
-def _has_room(path: Path, pairs: list[Pair], size: Size | None) -> bool:
+def _has_room(path: Path, pairs: list[Pair], size: Size | None, channels: int) -> bool:
     try:
-        needed = sum(4 * math.prod(size or image_size(image) or ()) for image, _ in pairs)
+        needed = sum((channels + 1) * math.prod(size or image_size(image) or ()) for image, _ in pairs)
         if needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(path.parent)).free:
             return True
         finding = f"no room for {needed / 1e9:.1f} GB of decoded images"

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import logging
 import re
 import stat
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFilter, TiffImagePlugin
 
-from support.errors import BadInput
+from support.errors import BadInput, counted
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
 Image.MAX_IMAGE_PIXELS = 2**28  # 16,384 squared: more in a file's header is taken for an attack on the memory
@@ -47,6 +49,9 @@ NO_IMAGES = (
 
 Size = tuple[int, int]  # (height, width) in pixels, as arrays and tensors have it
 Pair = tuple[Path, Path]  # an image and its mask
+Bands = tuple[int, int]  # of images: how many there are, and the highest value of those with 16 bits
+WHITE = 2**16 - 1  # of 16 bits
+RGB: Bands = (3, WHITE)
 
 
 @dataclass(frozen=True)
@@ -101,20 +106,21 @@ class Metadata(NamedTuple):
         return [number for number, share in enumerate(self.shares) if share]
 
 
-def read_image(path: str | Path, size: Size | None = None) -> np.ndarray:
-    """An image as uint8 (H, W, 3), rotated as its EXIF orientation says.
+def read_image(path: str | Path, size: Size | None = None, channels: int = 3, highest: int = WHITE) -> np.ndarray:
+    """An image as uint8 (H, W, channels), rotated as its EXIF orientation says. Of 16 bits, 0 to `highest` become
+    0 to 255. One channel is gray and three are RGB, whatever the file holds; of others it must have as many.
 
     With `size`, it is scaled to (height, width) by averaging over areas. A JPEG is then decoded at the smallest
     DCT scale of at least three times that, which gives the same to one gray level on average, and is several times
     faster.
     """
-    return read_with_size(path, size)[0]
+    return read_with_size(path, size, (channels, highest))[0]
 
 
-def read_with_size(path: str | Path, size: Size | None = None) -> tuple[np.ndarray, Size]:
+def read_with_size(path: str | Path, size: Size | None = None, bands: Bands = RGB) -> tuple[np.ndarray, Size]:
     """What `read_image` gives, and the (height, width) that the upright image has before it is scaled."""
-    decoded = _decode(path, _read_bytes(path), size)
-    return _to_image(decoded, path, size), decoded.size
+    decoded = _decode(path, _read_bytes(path), size, bands)
+    return _to_image(decoded, path, size, bands), decoded.size
 
 
 def image_size(path: Path) -> Size | None:
@@ -124,7 +130,12 @@ def image_size(path: Path) -> Size | None:
             return None
         with Image.open(path) as image:
             return image.size if _orientation(image) >= 5 else image.size[::-1]
-    except Exception:  # broken: what is wrong is found when it is read
+    except Exception:  # a TIFF of many bands, or broken: what is wrong is found when it is read
+        with suppress(Exception):
+            import tifffile
+
+            with tifffile.TiffFile(path) as file:
+                return file.pages[0].imagelength, file.pages[0].imagewidth
         return None
 
 
@@ -152,19 +163,21 @@ def read_values(path: str | Path, colour: bool = False) -> np.ndarray:
     return (values if values.ndim == 2 else values[..., 0]) * 1 if gray else values
 
 
-def read_pair(pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS) -> tuple[np.ndarray, np.ndarray]:
-    """An image, uint8 (H, W, 3), and its mask, as of `read_mask`. Raises BadInput if their sizes differ."""
-    return inspect_pair(pair, size, classes)[:2]
+def read_pair(
+    pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS, bands: Bands = RGB
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image, as of `read_image`, and its mask, as of `read_mask`. Raises BadInput if their sizes differ."""
+    return inspect_pair(pair, size, classes, bands)[:2]
 
 
 def inspect_pair(
-    pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS
+    pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS, bands: Bands = RGB
 ) -> tuple[np.ndarray, np.ndarray, Metadata]:
     """What `read_pair` gives, and the metadata that the same reading tells."""
     contents = [_read_bytes(path) for path in pair]
     if contents[0] == contents[1]:
         raise BadInput(pair[1], "byte for byte its image", "Put the mask in its place")
-    image, decoded = _decode(pair[0], contents[0], size), _decode(pair[1], contents[1])
+    image, decoded = _decode(pair[0], contents[0], size, bands), _decode(pair[1], contents[1])
     must_match(pair[1], decoded.size, image.size, image.orientation >= 5)
     mask = _to_mask(decoded, pair[1], classes)
     scaled = _scale_mask(mask.values, size, classes)
@@ -179,7 +192,7 @@ def inspect_pair(
         hashlib.blake2b(contents[0], digest_size=16).hexdigest(),
         mask.palette,
     )
-    return _to_image(image, pair[0], size), scaled, metadata
+    return _to_image(image, pair[0], size, bands), scaled, metadata
 
 
 def ceiling(mask: np.ndarray, scaled: np.ndarray) -> float:
@@ -205,11 +218,12 @@ def must_match(path: Path, mask: Size, image: Size, rotated: bool = False) -> No
 
 
 class _Decoded(NamedTuple):
-    image: Image.Image  # upright; if it was decoded at a reduced scale, smaller than `size`
+    image: Image.Image | None  # upright; if it was decoded at a reduced scale, smaller than `size`
     size: Size  # its own, upright
     orientation: int  # that EXIF gave it in the file, 1 to 8
     lossy: bool  # a JPEG, whose values have strayed from those that were saved
     deep: bool  # with 16 bits in the file
+    values: np.ndarray | None = None  # upright, uint8 or uint16 (H, W, N), of what Pillow can't read in full
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -221,17 +235,31 @@ def _read_bytes(path: str | Path) -> bytes:
         raise BadInput(path, f"can't be read ({error.strerror})", "Replace or remove it") from error
 
 
-def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded:
+def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Bands = RGB) -> _Decoded:
     """Decode a file's bytes, no finer than `size` needs; whatever goes wrong becomes a BadInput that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd tags, say, which change nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if bands[0] not in (1, 3) and data[:4] in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"):
+                values, orientation = _tiff_values(path, data)
+                return _Decoded(None, values.shape[:2], orientation, False, values.itemsize == 2, values)
             image = Image.open(io.BytesIO(_pixels_alone(data)), formats=FORMATS)
             lossy = image.format in ("JPEG", "MPO")
             if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO is one shot, twice
                 raise BadInput(path, f"holds {image.n_frames} images", "Save the one that counts by itself")
-            orientation, deep = _orientation(image), "16" in str(image.tile) or image.mode.startswith("I;16")
+            planar = image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(258, (1,))[0] == 16
+            raw_modes = "".join(str(tile[3]).partition(",")[0] for tile in image.tile)  # before EXIF decodes a PNG
+            orientation, deep = _orientation(image), "16" in raw_modes or image.mode.startswith("I;16")
+            several = len(image.getbands()) > 1 and image.format in ("PNG", "TIFF")
+            if several and (planar or deep and bands[1] < WHITE):  # Pillow gives the upper 8 bits, or rubbish
+                if image.format == "TIFF":
+                    values = _tiff_values(path, data)[0]
+                else:  # BGR or BGRA
+                    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+                    values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
+                upper = Image.fromarray((values >> 8).astype(np.uint8))
+                return _Decoded(upper, values.shape[:2], orientation, False, True, values)
             own = image.size[::-1] if orientation < 5 else image.size
             drafted = False
             if size is not None:
@@ -244,13 +272,42 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None) -> _Decoded
     except BadInput:
         raise
     except Image.UnidentifiedImageError as error:
-        what, remedy = _tiff_layout(data) or next(
+        what, remedy = _tiff_layout(data, bands[0]) or next(
             words for start, *words in NO_IMAGES if re.match(start, data[:64], re.I | re.S)
         )
         raise BadInput(path, f"can't be read as an image ({what})", remedy) from error
     except Exception as error:  # broken files raise almost anything, from SyntaxError to struct.error
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise BadInput(path, f"can't be read as an image ({reason})", "Replace or remove it") from error
+        lacks = re.search("imagecodecs|tifffile|'compression'", reason)
+        remedy = "Run pip install tifffile imagecodecs" if lacks else "Replace or remove it"
+        raise BadInput(path, f"can't be read as an image ({reason})", remedy) from error
+
+
+def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
+    """The pixels of a TIFF with any number of bands, interleaved or one after the other, as uint8 or uint16
+    (H, W, N), upright, and its orientation."""
+    import tifffile  # only here: few have such files
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # about odd tags, say, which change nothing
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = [page for page in file.pages if not page.is_reduced and not page.is_mask]  # GDAL adds such pages
+        if len(pages) != 1:
+            raise BadInput(path, f"holds {len(pages)} images", "Save the one that counts by itself")
+        page, orientation = pages[0], pages[0].tags.valueof(ORIENTATION, 1)
+        if page.imagelength * page.imagewidth > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels")
+        if page.dtype not in (np.uint8, np.uint16) or page.photometric == 5:
+            kind = f"pixels of type {page.dtype}{' in CMYK' * (page.photometric == 5)}"
+            raise BadInput(path, kind, "Save it with 8 or 16 bits a band")
+        values = page.asarray(maxworkers=1)
+    values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else np.atleast_3d(values)
+    return _upright(values, orientation), orientation if orientation in UPRIGHT else 1
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, N) as an EXIF orientation turns them."""
+    values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
+    return values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
 def _pixels_alone(data: bytes) -> bytes:
@@ -276,7 +333,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
-def _tiff_layout(data: bytes) -> tuple[str, str] | None:
+def _tiff_layout(data: bytes, channels: int) -> tuple[str, str] | None:
     """What a sound TIFF holds that Pillow has no mode for, and what to do; None for anything else."""
     try:
         big = data[2:3] in b"+" or data[3:4] in b"+"  # BigTIFF, with 64-bit offsets
@@ -288,28 +345,44 @@ def _tiff_layout(data: bytes) -> tuple[str, str] | None:
         bands, bits = tags.get(277, 1), tags.get(258, (1,))[0]
         kind = {2: "signed ", 3: "floating-point "}.get(tags.get(339, (1,))[0], "")
         if tags[256] and tags[257]:
-            return f"a TIFF of {bands} bands with {bits} {kind}bits", "Save it as gray or RGB with 8 bits"
+            remedy = "Save it as gray or RGB with 8 bits"
+            if bands not in (1, 3) and bits in (8, 16) and not kind:
+                remedy += f", or give --IN_CHANNELS {bands} instead of {channels}"
+            return f"a TIFF of {bands} bands with {bits} {kind}bits", remedy
     except Exception:  # not a TIFF, or one that is damaged
         return None
     return None
 
 
-def _to_image(decoded: _Decoded, path: str | Path, size: Size | None) -> np.ndarray:
-    image = decoded.image
-    if image.mode in ("I", "F"):
+def _to_image(decoded: _Decoded, path: str | Path, size: Size | None, bands: Bands = RGB) -> np.ndarray:
+    (channels, highest), image, values = bands, decoded.image, decoded.values
+    if values is None and image.mode in ("I", "F"):
         raise BadInput(path, f"pixels of type {image.mode}, whose range is unknown", "Save it with 8 bits")
+    if values is None and (image.mode.startswith("I;16") or channels not in (1, 3)):
+        values = np.asarray(image)
     if decoded.deep:
-        values = np.asarray(image)  # of RGB, Pillow has kept the upper 8 bits
-        values = values >> 8 if image.mode.startswith("I;16") else values
-        if values.max() < 16:  # of 12 bits, or dark: a factor of its own would give each image another brightness
+        pixels = np.asarray(image) if values is None else values  # of RGB, Pillow has kept the upper 8 bits
+        most = int(pixels.max()) << (8 if pixels.itemsize == 1 else 0)
+        if most < 2**12 and highest == WHITE:  # a factor of its own would give each image another brightness
             finding = "16 bits, of which it uses the lower 12 or fewer"
-            raise BadInput(path, finding, "Stretch all images alike to 16 bits, or save them with 8")
-        image = Image.fromarray(values.astype(np.uint8)) if image.mode.startswith("I;16") else image
-    image = _scale(image if image.mode == "RGB" else image.convert("RGB"), size)
-    array = np.empty((image.height, image.width, 3), np.uint8)
+            raise BadInput(path, finding, "Stretch all images alike to 16 bits, or give --RANGE 4095, say")
+        if most > highest:
+            raise BadInput(path, f"values up to {most}, where RANGE is {highest}", "Train with a higher --RANGE")
+        if pixels.itemsize == 2:
+            values = (np.arange(2**16) * 256 // (highest + 1)).astype(np.uint8)[pixels]
+    if channels not in (1, 3):
+        found = values.shape[2] if values.ndim == 3 else 1
+        if found != channels:
+            finding = f"{counted(found, 'band')}, where IN_CHANNELS is {channels}"
+            raise BadInput(path, finding, f"Give images of {channels}, or train with --IN_CHANNELS {found}")
+        # Each by itself, since Pillow has no mode for them all. So it does with those of RGB.
+        return np.dstack([_scale(Image.fromarray(values[..., band]), size) for band in range(channels)])
+    image, mode = Image.fromarray(values) if values is not None else image, "L" if channels == 1 else "RGB"
+    image = _scale(image if image.mode == mode else image.convert(mode), size)
+    array = np.empty((image.height, image.width, channels), np.uint8)
     for top in range(0, image.height, 1024):  # Pillow copies what it hands out, which may be large
         bottom = min(top + 1024, image.height)
-        array[top:bottom] = image.crop((0, top, image.width, bottom))
+        array[top:bottom] = np.atleast_3d(image.crop((0, top, image.width, bottom)))
     return array
 
 
