@@ -326,7 +326,7 @@ def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, prec
 def seconds_at_full_size(model: nn.Module, size: Size, dataset: CarvanaDataset, precision: torch.dtype) -> float:
     """What `score_at_full_size` will take, judged by a few images."""
     some, began = dataset.pairs[:4], time.monotonic()
-    score_images(some, model, size, dataset.classes, precision)
+    score_images(some, model, size, dataset.classes, precision, dataset.bands)
     return (time.monotonic() - began) / len(some) * len(dataset)
 
 

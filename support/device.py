@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from model import UNET
 from support.errors import BadInput, warn
 from support.reading import Size
 
@@ -89,10 +89,11 @@ def choose_memory_format(device: torch.device, precision: torch.dtype) -> torch.
     return torch.contiguous_format if slower else torch.channels_last
 
 
-def time_step(model: nn.Module, precision: torch.dtype, size: Size, batch: int) -> float:
+def time_step(model: UNET, precision: torch.dtype, size: Size, batch: int) -> float:
     """Seconds of a training step with `batch` images of `size`, the faster of two after one to warm up."""
     device = next(model.parameters()).device
-    images = torch.rand(batch, next(model.parameters()).shape[1], *size, generator=torch.Generator()).to(device)
+    channels = model.arguments["in_channels"]
+    images = torch.rand(batch, channels, *size, generator=torch.Generator()).to(device)
     times = []
     for _ in range(3):
         began = time.perf_counter()
@@ -104,7 +105,7 @@ def time_step(model: nn.Module, precision: torch.dtype, size: Size, batch: int) 
     return min(times[1:])
 
 
-def choose_num_threads(number: int | str, model: nn.Module, precision: torch.dtype, size: Size) -> int:
+def choose_num_threads(number: int | str, model: UNET, precision: torch.dtype, size: Size) -> int:
     """Threads for a CPU to train `model` with. "auto" times a few steps on images of `size` with all and with one,
     and is the faster: beside other work on the same cores, two threads that wait for each other can take six times
     as long as one. The number changes how sums are rounded, and so the weights in their last digits."""

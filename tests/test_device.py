@@ -41,6 +41,7 @@ def test_the_faster_number_of_threads_is_chosen_and_nothing_else_changes(monkeyp
             return super().forward(images)
 
     now, model = [0.0], torch.nn.Sequential(Slow(3, 1, 1), torch.nn.BatchNorm2d(1))
+    model.arguments = {"in_channels": 3}
     monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     torch.set_num_threads(2)
