@@ -3,7 +3,7 @@
     python train.py                                          # on a rendered sample set if data/ is empty
     python train.py --BATCH_SIZE 8 --NUM_EPOCHS 10           # any constant below, for one run
     python train.py --LOAD_MODEL                             # go on with a run that was stopped
-    python train.py --FEATURES 16 32 64 128 --NUM_EPOCHS 1   # a small network, for a quick look on a CPU
+    python train.py --TIME_LIMIT 10                          # the network that makes the most of ten minutes
     torchrun --nproc_per_node=8 train.py --BATCH_SIZE 128    # on eight GPUs
 
 Results: the checkpoints, saved_images/index.html and `tensorboard --logdir runs`.
@@ -66,6 +66,11 @@ TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or the like for NAME.jpg
 VAL_IMG_DIR = "data/val_images/"  # images to validate on after each epoch
 VAL_MASK_DIR = "data/val_masks/"  # their masks
+NUM_CLASSES = "auto"  # 1 is foreground alone; auto is what split has found, data/dataset.json's, or 1
+IN_CHANNELS = "auto"  # bands of the images: 1 is gray, 3 RGB, others as TIFF has them; auto is split's, or 3
+RANGE = "auto"  # highest value of images with 16 bits, such as 4095 of 12 bits; auto is split's, or 65535
+IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
+
 IMAGE_HEIGHT = 160  # pixels that the network sees; Carvana's own are 1280
 IMAGE_WIDTH = 240  # pixels; Carvana's own are 1918
 CROP = 0  # pixels of a side; with a number, the network sees squares at the images' own scale: for thin things
@@ -74,10 +79,6 @@ FEATURES = "auto"  # channels of each level, such as 64 128 256 512, the paper's
 ENCODER = ""  # one of timm's networks, with ImageNet's weights, for the way down; "" trains all from scratch
 ENCODER_WEIGHTS = ""  # a file of its weights; "" fetches them
 START_FROM = ""  # a checkpoint whose weights a new run begins with: of other images, sizes or classes
-NUM_CLASSES = "auto"  # 1 is foreground alone; auto is what split has found, data/dataset.json's, or 1
-IN_CHANNELS = "auto"  # bands of the images: 1 is gray, 3 RGB, others as TIFF has them; auto is split's, or 3
-RANGE = "auto"  # highest value of images with 16 bits, such as 4095 of 12 bits; auto is split's, or 65535
-IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
 BATCH_SIZE = "auto"  # images per step, over all GPUs; auto is 16 a GPU, or fewer so that an epoch has MIN_STEPS
@@ -86,9 +87,7 @@ NUM_EPOCHS = "auto"  # passes over the training images; auto is 1,500 steps, or 
 PATIENCE = 0  # epochs at full size without a better validation Dice after which the run ends; 0 goes on to the end
 TIME_LIMIT = 0.0  # minutes for the whole command; 0 is none. With a limit, a run can't be repeated to the bit
 PROGRESSIVE_RESIZING = 0.5  # share of the run, its beginning, at half the height and width: a quarter of the work
-ACCUMULATION_STEPS = (
-    1  # parts that a batch is computed in, one after the other: 4 takes about a quarter of the memory
-)
+ACCUMULATION_STEPS = 1  # parts that a batch is computed in, one by one: 4 take about a quarter of the memory
 
 CACHE_DIR = "data/cache/"  # keeps the scaled images, for later epochs and runs; "" keeps none
 NUM_WORKERS = "auto"  # processes that load images; 0 loads in the training process
