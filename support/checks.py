@@ -235,7 +235,7 @@ REFUSED = (
     Rule(  # the network would be given empty masks, and score 1 for predicting nothing
         lambda f: _lost(f, vanished=True),
         "too thin: nothing is left of {}",
-        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH",
+        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH, or CROP, say 256",
     ),
 )
 WARNED = (
@@ -254,7 +254,7 @@ WARNED = (
     Rule(
         lambda f: _lost(f, vanished=False),
         "too thin: more than half of its foreground is lost at {}",
-        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH",
+        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH, or CROP, say 256",
     ),
     Rule(
         _low_ceiling,
@@ -262,7 +262,9 @@ WARNED = (
         "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH, or CROP, say 256",
     ),
     Rule(
-        _vanished, "{}: what is left of it belongs to other classes", "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH"
+        _vanished,
+        "{}: what is left of it belongs to other classes",
+        "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH, or CROP, say 256",
     ),
     Rule(
         lambda f: ((image, "") for (image, _), m in f.metadata.items() if m.reoriented),
