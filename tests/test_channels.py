@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,10 @@ def test_orientation_previews_and_what_is_refused(tmp_path):
     eight = write_tiff(tmp_path / "eight.tif", BYTES)
     (tmp_path / "cut.tif").write_bytes(eight.read_bytes()[:2000])
     deep = write_tiff(tmp_path / "deep.tif", BYTES.astype(np.uint16) << 4)
+    Image.fromarray(BYTES[..., :2], "LA").save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    if not find_spec("imagecodecs"):
+        with pytest.raises(BadInput, match="lzw.tif: .*LZW.* Run pip install tifffile imagecodecs"):
+            read_image(tmp_path / "lzw.tif", None, 2)
     for file, channels, highest, words in (
         (tmp_path / "stack.tif", 8, 65535, "holds 8 images"),
         (floats, 8, 65535, "pixels of type float32. Save it with 8 or 16 bits"),
