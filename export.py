@@ -4,9 +4,8 @@
     python export.py best_checkpoint.pth.tar my_images/    # compared on these images
     python export.py best_checkpoint.pth.tar --LOGITS      # logits instead of probabilities
 
-Both take images, uint8 (N, 3, H, W) in RGB or of other bands, and give float32 (N, C, H, W): of one class the
-probability of foreground, C = 1; of several that of each class. The export needs
-`pip install onnx onnxscript onnxruntime`.
+Both take images, uint8 RGB (N, 3, H, W) or of other bands, and give float32 (N, C, H, W): of one class the
+probability of foreground, C = 1; of several that of each class. It needs `pip install onnx onnxscript onnxruntime`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -62,7 +61,7 @@ def require_extras() -> None:
         raise BadInput(", ".join(missing), "not installed", f"Run pip install {' '.join(missing)}")
 
 
-def trace(model: nn.Module, size: Size | None, channels: int = 3) -> ExportedProgram:
+def trace(model: FromPixels, size: Size | None) -> ExportedProgram:
     """The program of a model for any number of images of `size` or, with None, of any size.
 
     A trace holds the one branch of UNET.forward that its image takes. That must be the one that interpolates, at
@@ -70,7 +69,7 @@ def trace(model: nn.Module, size: Size | None, channels: int = 3) -> ExportedPro
     and rounded down, as pooling does; 257 however often it is halved and rounded up, as padded strides do.
     """
     dims = {0: Dim.DYNAMIC} if size else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    images = torch.zeros(2, channels, *(size or (255, 257)), dtype=torch.uint8)
+    images = torch.zeros(2, model.network.bands[0], *(size or (255, 257)), dtype=torch.uint8)
     program = torch.export.export(model, (images,), dynamic_shapes=(dims,))
     if size is None:  # no branch is left, but guards against sizes that take the other: a second trace has none
         program = torch.export.export(program.module(check_guards=False), (images,), dynamic_shapes=(dims,))
@@ -151,8 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     writable_folder(out.parent, "Give another --OUT")
     finish = to_probabilities if options.LOGITS else lambda probabilities: probabilities
     with explain_limits(f"writing {out}"), whole_file(out) as onnx, whole_file(out.with_suffix(".pt2")) as pt2:
-        size_or_any = size if fixed else None
-        program = trace(FromPixels(network, options.LOGITS).eval(), size_or_any, network.bands[0])
+        program = trace(FromPixels(network, options.LOGITS).eval(), size if fixed else None)
         torch.export.save(program, buffer := BytesIO())  # which warns about a file that doesn't end in .pt2
         pt2.write_bytes(buffer.getbuffer())
         names = {"input_names": ["images"], "output_names": ["logits" if options.LOGITS else "probabilities"]}

@@ -160,9 +160,8 @@ def split(
             names |= {image: sample.name + image.suffix, mask: sample.name + mask.suffix}
         _share_out(groups, val_groups, out, move, names)
     classes, size = plain.prepared.classes, plain.prepared.size
-    bands = {name: meaning.get(name.lower()) for name in ("IN_CHANNELS", "RANGE")}
-    bands = {name: value for name, value in bands.items() if value != SET_BY_SPLIT[name]}
-    known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored, **bands}
+    known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored}
+    known |= {"IN_CHANNELS": meaning.get("in_channels"), "RANGE": meaning.get("range")}
     _write_meaning(out, **{key: value for key, value in known.items() if value})
     words = [*_dir_options(out), "--IMAGE_HEIGHT", str(size[0]), "--IMAGE_WIDTH", str(size[1])]
     print("to train with them:", shlex.join(["python", "train.py", *words]))
@@ -388,7 +387,7 @@ def main(argv: list[str] | None = None) -> None:
         "colours": ("", "file with a line R G B NAME for each colour of the masks"),
         "NUM_CLASSES": (0, "1 for foreground alone; 0 is what the masks hold"),
         "IGNORE_INDEX": (255, "value of pixels that are left out, if there are several classes"),
-        "IN_CHANNELS": (3, "bands of the images: 1 is gray, 3 RGB, others as TIFF has them"),
+        "IN_CHANNELS": (0, "bands of the images: 1 is gray, 3 RGB, others as TIFF has them; 0 is 3"),
         "RANGE": (0, "highest value of images with 16 bits, such as 4095 of 12 bits; 0 is 65535"),
         "train_list": ("", "file with the names of images for training"),
         "val_list": ("", "file with the names of images for validation"),
@@ -406,11 +405,10 @@ def main(argv: list[str] | None = None) -> None:
 
     def called(run: Callable[..., None]) -> Callable[..., None]:
         def renamed(list: str, **options: Any) -> None:
-            for name in ("IN_CHANNELS", "RANGE"):
-                if not RULES[name][0](options[name]):
-                    raise BadInput(f"--{name}", f"{options[name]} can't be used", f"Give {RULES[name][1]}")
-            for name in ("IN_CHANNELS", "RANGE", "NUM_CLASSES", "IGNORE_INDEX"):
-                options[name.lower()] = options.pop(name)
+            for name in ("NUM_CLASSES", "IGNORE_INDEX", "IN_CHANNELS", "RANGE"):
+                options[name.lower()] = value = options.pop(name)
+                if value and not RULES[name][0](value):
+                    raise BadInput(name, f"{value} can't be used", f"Give {RULES[name][1]}")
             run(**options, list_file=list)
 
         return renamed

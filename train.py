@@ -316,8 +316,7 @@ def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, prec
     if run.writer.best.exists():
         best = read_checkpoint(run.writer.best)
         load_checkpoint(best, model, name=str(run.writer.best))
-        seen = trained_size(best), dataset.classes, precision, dataset.bands
-        scores = score_images(dataset.pairs, model, *seen)
+        scores = score_images(dataset.pairs, model, trained_size(best), dataset.classes, precision, dataset.bands)
         print(describe_scores(scores, f"best checkpoint, {counted(len(dataset), 'image')} at their own sizes"))
         save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
 

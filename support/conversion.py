@@ -28,7 +28,7 @@ class Meaning:
     colours: str = ""
     num_classes: int = 0  # 0 for what the masks hold
     ignore_index: int = 255
-    in_channels: int = 3
+    in_channels: int = 0  # 0 for 3
     range: int = 0  # 0 for 65535
     train_list: str = ""
     val_list: str = ""

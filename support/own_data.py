@@ -87,7 +87,7 @@ def make_plain(
     scan = Scan(list(pairs), [], unused, [], skipped)
     folders = (sources[0], sources[min(1, len(sources) - 1)])
     cache = cache_dir if not origins else ""
-    bands = meaning.in_channels, meaning.range or WHITE
+    bands = meaning.in_channels or 3, meaning.range or WHITE
     prepared = prepare(*folders, size, cache, classes, bands, scan)
     if not (drawn or colours or meaning.foreground or meaning.num_classes):
         classes = classes_in(prepared, meaning.ignore_index)

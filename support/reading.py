@@ -250,13 +250,14 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Band
                 raise BadInput(path, f"holds {image.n_frames} images", "Save the one that counts by itself")
             planar = image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(258, (1,))[0] == 16
             raw_modes = "".join(str(tile[3]).partition(",")[0] for tile in image.tile)  # before EXIF decodes a PNG
-            orientation, deep = _orientation(image), "16" in raw_modes or image.mode.startswith("I;16")
-            several = len(image.getbands()) > 1 and image.format in ("PNG", "TIFF")
-            if several and (planar or deep and bands[1] < WHITE):  # Pillow gives the upper 8 bits, or rubbish
+            orientation, deep = _orientation(image), planar or "16" in raw_modes or image.mode.startswith("I;16")
+            deep = deep and image.format in ("PNG", "TIFF")  # of a BMP, it is a whole pixel that has 16
+            if deep and len(image.getbands()) > 1 and (planar or bands[1] < WHITE):  # rubbish, or the upper 8 bits
                 if image.format == "TIFF":
                     values = _tiff_values(path, data)[0]
-                else:  # BGR or BGRA
-                    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+                else:
+                    image.load()  # which says what is broken
+                    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
                     values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
                 upper = Image.fromarray((values >> 8).astype(np.uint8))
                 return _Decoded(upper, values.shape[:2], orientation, False, True, values)
@@ -297,8 +298,8 @@ def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
         if page.imagelength * page.imagewidth > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels")
         if page.dtype not in (np.uint8, np.uint16) or page.photometric == 5:
-            kind = f"pixels of type {page.dtype}{' in CMYK' * (page.photometric == 5)}"
-            raise BadInput(path, kind, "Save it with 8 or 16 bits a band")
+            kind = f"{page.photometric.name} pixels of type {page.dtype}"
+            raise BadInput(path, kind, "Save it as RGB or bands of 8 or 16 bits")
         values = page.asarray(maxworkers=1)
     values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else np.atleast_3d(values)
     return _upright(values, orientation), orientation if orientation in UPRIGHT else 1
@@ -371,8 +372,7 @@ def _to_image(decoded: _Decoded, path: str | Path, size: Size | None, bands: Ban
         if pixels.itemsize == 2:
             values = (np.arange(2**16) * 256 // (highest + 1)).astype(np.uint8)[pixels]
     if channels not in (1, 3):
-        found = values.shape[2] if values.ndim == 3 else 1
-        if found != channels:
+        if (found := np.atleast_3d(values).shape[2]) != channels:
             finding = f"{counted(found, 'band')}, where IN_CHANNELS is {channels}"
             raise BadInput(path, finding, f"Give images of {channels}, or train with --IN_CHANNELS {found}")
         # Each by itself, since Pillow has no mode for them all. So it does with those of RGB.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +101,13 @@ def test_orientation_previews_and_what_is_refused(tmp_path):
     eight = write_tiff(tmp_path / "eight.tif", BYTES)
     (tmp_path / "cut.tif").write_bytes(eight.read_bytes()[:2000])
     deep = write_tiff(tmp_path / "deep.tif", BYTES.astype(np.uint16) << 4)
+    Image.fromarray(BYTES[..., :2], "LA").save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    if not find_spec("imagecodecs"):
+        with pytest.raises(BadInput, match="lzw.tif: .*LZW.* Run pip install tifffile imagecodecs"):
+            read_image(tmp_path / "lzw.tif", None, 2)
     for file, channels, highest, words in (
         (tmp_path / "stack.tif", 8, 65535, "holds 8 images"),
-        (floats, 8, 65535, "pixels of type float32. Save it with 8 or 16 bits"),
+        (floats, 8, 65535, "MINISBLACK pixels of type float32. Save it as RGB or bands of 8 or 16 bits"),
         (eight, 5, 65535, "8 bands, where IN_CHANNELS is 5. .* --IN_CHANNELS 8"),
         (eight, 3, 65535, "a TIFF of 8 bands with 8 bits.* give --IN_CHANNELS 8 instead of 3"),
         (tmp_path / "cut.tif", 8, 65535, "cut.tif: can't be read as an image"),
@@ -188,8 +193,8 @@ def test_split_says_the_bands_and_train_takes_them_from_there(five_bands, tmp_pa
     sources = ["in/train_images", "in/train_masks"]
     with pytest.raises(BadInput, match="a TIFF of 5 bands with 16 bits.* give --IN_CHANNELS 5 instead of 3"):
         prepare_data.main(["check", *sources])
-    with pytest.raises(BadInput, match="--IN_CHANNELS: 0 can't be used"):
-        prepare_data.main(["check", *sources, "--IN_CHANNELS", "0"])
+    with pytest.raises(BadInput, match="IN_CHANNELS: -1 can't be used"):
+        prepare_data.main(["check", *sources, "--IN_CHANNELS", "-1"])
     prepare_data.main(["check", *sources, "--IN_CHANNELS", "5", "--RANGE", "4095"])
     prepare_data.main(["split", *sources, "--IN_CHANNELS", "5", "--RANGE", "4095"])
     assert "a size to train at: 96x64" in capsys.readouterr().out
