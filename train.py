@@ -111,6 +111,7 @@ def make_model(
     options: Namespace,
     group: Group,
     precision: torch.dtype,
+    batch_size: int,
     state: dict[str, Any] | None = None,
     start: dict[str, Any] | None = None,
 ) -> tuple[UNET, nn.Module]:
@@ -136,9 +137,8 @@ def make_model(
     smallest = 2 ** len(options.FEATURES)
     train_model = group.wrap(model, torch.zeros(1, options.IN_CHANNELS, smallest, smallest), options.SYNC_BATCHNORM)
     if group.device.type == "cpu" and group.world_size == 1:  # torchrun gives each process its share
-        size = (options.IMAGE_HEIGHT // 2, options.IMAGE_WIDTH // 2) if options.PROGRESSIVE_RESIZING else None
-        size = size or (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-        torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, precision, size))
+        size, batch = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH), min(4, batch_size)
+        torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, precision, size, batch))
     if options.COMPILE:  # for each size anew: code for any size gives up the layout of convolutions
         train_model = torch.compile(train_model, dynamic=False)
     return model, train_model
@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     start = read_checkpoint(options.START_FROM) if options.START_FROM and not state else None
     settle(options, state, start, group, precision, batch_size, len(train_loader))
 
-    model, train_model = make_model(options, group, precision, state, start)
+    model, train_model = make_model(options, group, precision, batch_size, state, start)
     loss_fn = CEDiceLoss() if options.NUM_CLASSES > 1 else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

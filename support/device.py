@@ -105,8 +105,8 @@ def time_step(model: UNET, precision: torch.dtype, size: Size, batch: int) -> fl
     return min(times[1:])
 
 
-def choose_num_threads(number: int | str, model: UNET, precision: torch.dtype, size: Size) -> int:
-    """Threads for a CPU to train `model` with. "auto" times a few steps on images of `size` with all and with one,
+def choose_num_threads(number: int | str, model: UNET, precision: torch.dtype, size: Size, batch: int) -> int:
+    """Threads for a CPU to train `model` with. "auto" times a few steps on `batch` images of `size` with all and with one,
     and is the faster: beside other work on the same cores, two threads that wait for each other can take six times
     as long as one. The number changes how sums are rounded, and so the weights in their last digits."""
     if number != "auto":
@@ -114,7 +114,7 @@ def choose_num_threads(number: int | str, model: UNET, precision: torch.dtype, s
     model, chosen, seconds = copy.deepcopy(model).train(), torch.get_num_threads(), {}
     for threads in (chosen, 1):
         torch.set_num_threads(threads)
-        seconds[threads] = time_step(model, precision, size, batch=2)
+        seconds[threads] = time_step(model, precision, size, batch)
     torch.set_num_threads(chosen)
     return min(seconds, key=seconds.get)
 

@@ -46,10 +46,10 @@ def test_the_faster_number_of_threads_is_chosen_and_nothing_else_changes(monkeyp
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     torch.set_num_threads(2)
     try:
-        assert choose_num_threads("auto", model, torch.float32, (8, 8)) == 1
+        assert choose_num_threads("auto", model, torch.float32, (8, 8), 2) == 1
         Slow.slow = 1
-        assert choose_num_threads("auto", model, torch.float32, (8, 8)) == 2 and torch.get_num_threads() == 2
-        assert choose_num_threads(3, model, torch.float32, (8, 8)) == 3
+        assert choose_num_threads("auto", model, torch.float32, (8, 8), 2) == 2 and torch.get_num_threads() == 2
+        assert choose_num_threads(3, model, torch.float32, (8, 8), 2) == 3
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
