@@ -106,9 +106,9 @@ def time_step(model: UNET, precision: torch.dtype, size: Size, batch: int) -> fl
 
 
 def choose_num_threads(number: int | str, model: UNET, precision: torch.dtype, size: Size, batch: int) -> int:
-    """Threads for a CPU to train `model` with. "auto" times a few steps on `batch` images of `size` with all and with one,
-    and is the faster: beside other work on the same cores, two threads that wait for each other can take six times
-    as long as one. The number changes how sums are rounded, and so the weights in their last digits."""
+    """Threads for a CPU to train `model` with. "auto" times a few steps on `batch` images of `size` with all and
+    with one, and is the faster: beside other work on the same cores, two threads that wait for each other can take
+    six times as long as one. The number changes how sums are rounded, and so the weights in their last digits."""
     if number != "auto":
         return int(number)
     model, chosen, seconds = copy.deepcopy(model).train(), torch.get_num_threads(), {}
