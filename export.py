@@ -23,7 +23,7 @@ from dataset import make_transforms
 from predict import find_inputs, load_network
 from support.checkpoint import read_checkpoint
 from support.device import count_cores
-from support.errors import BadInput, counted, exit_on_sigterm, explain_limits, run_script
+from support.errors import BadInput, counted, explain_limits, run_script
 from support.files import whole_file, writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images
@@ -138,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     network, size, classes, _ = load_network(options.checkpoint, torch.device("cpu"))
     if isinstance(network, SlidingWindow):  # whoever uses the file makes the windows
         network, size = network.model, (network.crop, network.crop)
+        print(f"trained on crops: give it windows of {size[0]} pixels or more at the images' own scale")
     network.to(memory_format=torch.contiguous_format)  # another one would stay in the files
     fixed = options.FIXED_SIZE or hasattr(network, "encoder")  # tracing one of timm's for any size takes minutes
     val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
@@ -173,5 +174,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
     run_script(main)

@@ -41,7 +41,7 @@ from support.device import (
     count_cores,
     give_memory_back,
 )
-from support.errors import BadInput, counted, exit_on_sigterm, run_script
+from support.errors import BadInput, counted, run_script
 from support.files import writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
@@ -116,6 +116,8 @@ def load_network(
         arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
     except KeyError as error:
         raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
+    if min(size) < (smallest := 2 ** len(arguments["features"])):
+        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", f"{size[0]} and {size[1]}", f"Give {smallest} or more each")
     precision = choose_precision(constants["PRECISION"], device)
     model = UNET(**arguments)
     load_checkpoint(checkpoint, model)
@@ -430,5 +432,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
     run_script(main)

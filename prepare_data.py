@@ -222,7 +222,10 @@ def by_group(
     """
     try:
         pattern = re.compile(group)
-    except re.error:
+    except re.error as error:
+        if "(" in group:
+            finding = f"not a regular expression ({error})"
+            raise BadInput(f"--group {group}", finding, "Close its parentheses") from error
         pattern = re.compile(re.escape(group))
     groups: dict[str, list[Pair]] = {}
     for image, mask in pairs:
@@ -235,7 +238,7 @@ def by_group(
             part = car[1] if (car := CARVANA_NAME.match(image.stem)) else ""
         groups.setdefault(part or name, []).append((image, mask))
     if len(groups) < 2:
-        remedy = "Give more, or --group another separator"
+        remedy = "Give more, or another --group"
         raise BadInput(source, f"one group of {counted(len(pairs), 'image')}", remedy)
     if group and len(groups) == len(pairs):
         example = names.get(pairs[0][0], pairs[0][0].stem)

@@ -279,7 +279,7 @@ def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoade
     epochs = "" if math.isinf(options.NUM_EPOCHS) else f"{counted(options.NUM_EPOCHS, 'epoch')} of "
     limit = f"{options.TIME_LIMIT:g} minutes, " if options.TIME_LIMIT else ""
     crops, encoder = train_loader.dataset.crops, f"{options.ENCODER}, " if options.ENCODER else ""
-    of_each = f" ({crops} crops of each)" if options.CROP else ""
+    of_each = f" ({counted(crops, 'crop')} of each)" if options.CROP else ""
     features = f"{encoder}FEATURES {' '.join(map(str, options.FEATURES))}"
     train_images = counted(len(train_loader.dataset) // crops, "training image")
     batches = f"batches of {batch_size}{group.describe_shards(batch_size)}"
@@ -336,11 +336,12 @@ def main(argv: list[str] | None = None) -> None:
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:
         make_deterministic()
+    start = read_checkpoint(options.START_FROM) if options.START_FROM else None
     train_loader, val_loader, images = load_data(options, group)
     batch_size = train_loader.batch_sampler.batch_size
     writer = CheckpointWriter(Path(options.OUT_DIR), writes=group.is_main)
     state = group.broadcast(lambda: writer.saved_state(options.LOAD_MODEL, group.run_id))
-    start = read_checkpoint(options.START_FROM) if options.START_FROM and not state else None
+    start = None if state else start
     settle(options, state, start, group, precision, batch_size, len(train_loader))
 
     model, train_model = make_model(options, group, precision, batch_size, state, start)

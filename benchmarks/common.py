@@ -286,5 +286,4 @@ def tell(lines: Iterable[str], out: str) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a benchmark's `main` as a script, which SIGTERM ends as Ctrl-C does."""
-    exit_on_sigterm()
     run_script(main)

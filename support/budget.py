@@ -53,6 +53,10 @@ def settle(
     checkpoint to `start` from, or what suits `steps` an epoch of `batch` images and the time that is left.
     With CROP, squares of so many pixels are what the network sees; they are trained at full scale, and so is
     anything whose half is too small."""
+    if start and not options.ENCODER:
+        options.ENCODER = start.get("model", {}).get("encoder", "")
+    if options.ENCODER_WEIGHTS and not options.ENCODER:
+        raise BadInput("ENCODER_WEIGHTS", "given without an ENCODER", "Name the network whose weights they are")
     if options.CROP:
         options.IMAGE_HEIGHT = options.IMAGE_WIDTH = options.CROP
     size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH

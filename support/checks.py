@@ -43,6 +43,9 @@ def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop
     if min(size) < smallest:
         finding = f"{size[0]} and {size[1]}, which a network of {levels} levels shrinks to nothing"
         raise BadInput(names, finding, f"Give {smallest} or more, or fewer FEATURES")
+    largest = max((max(m.size) for m in train.metadata.values()), default=crop)
+    if crop > largest:
+        raise BadInput("CROP", f"{crop}, where the largest image has {largest} pixels", "Give less")
     if samefile(train.image_dir, val.image_dir):
         finding = "the folder of the training images, too"
         raise BadInput(val.image_dir, finding, "Give others for validation: prepare_data.py split shares them out")

@@ -106,8 +106,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def exit_on_sigterm() -> None:
-    """Have SIGTERM end this process as tidily as Ctrl-C does, with status 143."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Have SIGTERM and SIGHUP end this process as tidily as Ctrl-C does, with status 128 + signal."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the latter, and nohup ignores it
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 class _Output:
@@ -135,7 +138,8 @@ class _Output:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Call a script's `main`; BadInput becomes one line on standard error and exit status 2, and Ctrl-C status 130.
+    """Call a script's `main`; BadInput becomes one line on standard error and exit status 2, Ctrl-C status 130, and
+    SIGTERM and SIGHUP 128 + signal.
 
     Any other exception is a bug and keeps its traceback. What the terminal can't show is printed with backslashes.
     """
@@ -144,6 +148,7 @@ def run_script(main: Callable[[], None]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
             setattr(sys, name, _Output(stream))
+    exit_on_sigterm()
     try:
         main()
     except BadInput as error:

@@ -51,6 +51,10 @@ def match(images: Sequence[str], masks: Sequence[str], scheme: str = "") -> Matc
     instead of those found.
     """
     schemes = [tuple(scheme.rpartition("=")[::2])] if scheme else _schemes(images, masks)
+    if scheme and (scheme.count("=") > 1 or any(part.count("NAME") != 1 for part in scheme.split("="))):
+        raise BadInput(
+            f"--mask_name {scheme}", "no way to name masks", "Give one like NAME_mask or NAME_sat=NAME_mask"
+        )
     schemes = [(image or "NAME", mask) for image, mask in schemes]
     exact = {_key(name, "NAME") for name in images}
     reserved = set() if scheme else {mask for mask in masks if _key(mask, "NAME") in exact}
@@ -163,8 +167,10 @@ def listed(images: Sequence[str], names: Iterable[str]) -> tuple[set[str], list[
             known[word] = known[os.path.splitext(word)[0]] = image
     found, unknown = set(), []
     for name in names:
-        *_, file = name.strip("./").split("/")
-        spelt = (name, name.lstrip("./"), file, os.path.splitext(file)[0])
+        spelt = []
+        for words in (name, name.split()[0]):  # VOC's lists have a number behind each name
+            file = words.strip("./").rpartition("/")[2]
+            spelt += [words, words.lstrip("./"), file, os.path.splitext(file)[0]]
         image = next((known[word] for word in spelt if word in known), None)
         found.add(image) if image else unknown.append(name)
     return found, unknown

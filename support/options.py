@@ -51,7 +51,7 @@ RULES = {
     "VIEWS": (lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
     "THRESHOLD": (lambda v: 0 < v < 1, "a number between 0 and 1"),
     "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
-    "NUM_THREADS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 1), '1 or more, or "auto"'),
+    "NUM_THREADS": (lambda v: v == "auto" or (isinstance(v, int) and 1 <= v <= 1024), '1 to 1024, or "auto"'),
     "PRECISION": (
         lambda v: v in ("auto", "float32", "float16", "bfloat16"),
         "auto, float32, float16 or bfloat16",

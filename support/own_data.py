@@ -223,6 +223,8 @@ def _unpaired(
 ) -> list[BadInput]:
     """What to say of images without a mask, or with two."""
     if not masks:
+        if not os.path.samefile(root, mask_root):
+            return [BadInput(mask_root, "no masks here", "Give the folder that holds them")]
         finding = f"no masks among {counted(len(images), 'image')}"
         return [BadInput(mask_root, finding, "Give two folders, IMAGES MASKS, or name masks NAME_mask")]
     if len(found.unpaired) == len(images):
@@ -244,10 +246,14 @@ def _listed(images: Sequence[str], meaning: Meaning) -> dict[str, str]:
         if not name:
             continue
         try:
-            rows = [row.split() for row in Path(name).read_text(encoding="utf-8").splitlines() if row.strip()]
+            rows = [row.strip() for row in Path(name).read_text(encoding="utf-8").splitlines() if row.strip()]
         except (OSError, ValueError) as error:
             raise BadInput(name, f"can't be read as a list of names ({error})", "Give one name a line") from error
-        found, unknown = listed(images, (row[0] for row in rows))
+        found, unknown = listed(images, rows)
+        if not found:
+            raise BadInput(name, f"no image by any of its {counted(len(rows), 'name')}", "Give one name a line")
+        if both := [image for image in images if image in found and image in sides]:
+            raise BadInput(name, f"{both[0]} is in the other list, too", "Keep it in one of them")
         if unknown:
             warn(name, f"{counted(len(unknown), 'name')} that no image has, {unknown[0]} for one", "Unused")
         sides |= {image: part for image in images if image in found}

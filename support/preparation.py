@@ -24,7 +24,7 @@ from support.errors import BadInput, explain_limits, warn
 from support.files import whole_file, writable_folder
 from support.pairs import Scan, scan
 from support.reading import ONE_CLASS, RGB, Bands, Classes, Metadata, Pair, Size, image_size, inspect_pair
-from support.workers import init_worker
+from support.workers import init_worker, kill_workers_at_exit
 
 VERSION = 7  # of the records' layout and of how files are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
@@ -130,6 +130,7 @@ def _read_all(
         worker_init_fn=init_worker,
         generator=torch.Generator(),  # the run's own would change its first weights
     )
+    kill_workers_at_exit()
     results = []
     bar = tqdm(loader, desc=f"reading {pairs[0][0].parent}", unit="pairs", delay=1)
     with explain_limits():

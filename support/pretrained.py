@@ -23,7 +23,11 @@ def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:
     try:
         source: dict[str, Any] = {}
         if file:
-            source = {"state_dict": load_state_dict(file)}
+            weights, wanted = load_state_dict(file), timm.create_model(name).state_dict()
+            found = len(wanted.keys() & weights.keys())
+            if found < 0.9 * len(wanted):  # timm would leave the others as they are, in silence
+                raise ValueError(f"{found} of its {len(wanted)} tensors")
+            source = {"state_dict": weights}
         elif name == LITE0:
             source = {"state_dict": _lite0()}
         network = timm.create_model(

@@ -1,6 +1,7 @@
 """Real files for the tests: small images of a bright ellipse on a dark ground, with exact masks."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -22,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     its cores. One thread is also the fastest for networks this small, and beside other tests."""
     import train
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell that starts this behind itself has it ignored
     train.PRECISION = config.getoption("--precision")
     train.NUM_THREADS = 1
     torch.set_num_threads(1)

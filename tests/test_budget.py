@@ -35,6 +35,7 @@ def options(**given: object) -> Namespace:
         "NUM_EPOCHS": "auto",
         "TIME_LIMIT": 0.0,
         "ENCODER": "",
+        "ENCODER_WEIGHTS": "",
         "CROP": 0,
         "PROGRESSIVE_RESIZING": 0.5,
     }

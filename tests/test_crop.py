@@ -16,6 +16,7 @@ from dataset import CarvanaDataset, random_crop
 from model import UNET
 from prepare_data import check
 from support.checkpoint import read_checkpoint
+from support.errors import BadInput
 from support.preparation import prepare
 from support.reading import ceiling
 from support.sliding_window import SlidingWindow, blend
@@ -116,6 +117,11 @@ def test_a_run_on_crops_resumes_exactly_and_is_validated_at_full_size(folders, t
     predict.main([str(val_images), "--MASK_DIR", str(val_masks), "--CHECKPOINT", str(best), "--OUT", str(tmp_path)])
     dice = float(capsys.readouterr().out.partition("at full size: dice ")[2].partition(",")[0])
     assert dice == pytest.approx(read_checkpoint(best)["best_dice"], abs=2e-3) and dice > 0.9
+
+
+def test_a_crop_larger_than_all_images_is_refused(folders, tmp_path):
+    with pytest.raises(BadInput, match="CROP: 128, where the largest image has 96 pixels"):
+        train.main([*folders, "--CROP", "128", "--OUT_DIR", str(tmp_path)])
 
 
 def test_two_processes_train_on_crops(folders, tmp_path):

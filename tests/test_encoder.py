@@ -92,6 +92,7 @@ def test_without_an_encoder_nothing_has_changed():
             f"{LITE0} halves the image 5 times, and there are 2 features",
         ),
         (["--ENCODER", LITE0, "--ENCODER_WEIGHTS", __file__], f"not the weights of {LITE0}"),
+        (["--ENCODER_WEIGHTS", __file__], "ENCODER_WEIGHTS: given without an ENCODER"),
     ],
 )
 def test_what_cant_be_an_encoder_is_refused(folders, tmp_path, words, says):
@@ -108,6 +109,12 @@ def test_weights_that_cant_be_fetched_are_named_in_one_line(folders, tmp_path):
     last = done.stderr.splitlines()[-1]
     assert "ENCODER resnet34: its weights can't be fetched" in last
     assert "Get https://huggingface.co/timm/resnet34.a1_in1k/resolve/main/model.safetensors" in last
+
+
+def test_another_networks_weights_are_refused(tmp_path):
+    torch.save({"state_dict": UNET(features=[8] * 5, encoder="resnet18").state_dict()}, tmp_path / "ours.pth")
+    with pytest.raises(BadInput, match="not the weights of resnet18 .0 of its 122 tensors"):
+        load_pretrained(Encoder("resnet18"), "resnet18", str(tmp_path / "ours.pth"))
 
 
 def test_weights_come_from_a_file(tmp_path):

@@ -212,6 +212,23 @@ def test_sets_that_are_split_already(tmp_path, capsys):
     split(tmp_path, *pairs[:2], "--val_list", str(tmp_path / "val.txt"))
     assert names(tmp_path / "data/val_images") == {"00_training.tif", "03_training.tif"}
     assert "val.txt: 1 name that no image has, 99 for one" in capsys.readouterr().err
+    for lists, says in (
+        ({"val": "99\n"}, "val.txt: no image by any of its 1 name"),
+        ({"val": "\n"}, "val.txt: no image by any of its 0 names"),
+        ({"val": "00_training\n", "train": "00_training\n"}, "val.txt: 00_training.tif is in the other list, too"),
+    ):
+        words = []
+        for part, text in lists.items():
+            (tmp_path / f"{part}.txt").write_text(text)
+            words += [f"--{part}_list", str(tmp_path / f"{part}.txt")]
+        with pytest.raises(BadInput, match=says):
+            split(tmp_path, *pairs[:2], *words)
+    for words, says in (
+        (["--mask_name", "foo"], "--mask_name foo: no way to name masks"),
+        (["--group", "(p"], "--group .p: not a regular expression"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            split(tmp_path, *pairs[:2], *words)
 
 
 def test_groups_by_a_pattern_and_identical_images_stay_together(tmp_path, capsys):

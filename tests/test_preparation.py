@@ -1,5 +1,9 @@
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +12,13 @@ from conftest import write_pairs
 
 from dataset import CarvanaDataset
 from support import preparation
+from support.device import count_cores
 from support.errors import BadInput
 from support.preparation import prepare
 from support.reading import read_mask
 
+ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 SIZE = (16, 24)
 
 
@@ -106,6 +113,20 @@ def test_who_writes_into_an_item_changes_no_later_one(tmp_path):
     for array in dataset[0]:
         array[:] = 7
     assert all(np.array_equal(array, other) for array, other in zip(dataset[0], expected, strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir() or count_cores() < 2, reason="one core reads by itself")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_files_are_read_leaves_no_process(tmp_path, number):
+    write_pairs(tmp_path / "i", tmp_path / "m", [f"x{n:03d}" for n in range(96)], size=(700, 1000))
+    words = ["check", str(tmp_path / "i"), str(tmp_path / "m"), "--CACHE_DIR", str(tmp_path / "cache")]
+    with subprocess.Popen([sys.executable, ROOT / "prepare_data.py", *words], stderr=subprocess.PIPE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not (found := children.read_text().split()):
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number and b"Traceback" not in process.stderr.read()
+    assert found and not any(Path("/proc", child).is_dir() for child in found)
 
 
 @pytest.mark.parametrize("count", [2, 40])
