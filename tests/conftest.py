@@ -23,9 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     its cores. One thread is also the fastest for networks this small, and beside other tests."""
     import train
 
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell that starts this behind itself has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have ignored
     train.PRECISION = config.getoption("--precision")
     train.NUM_THREADS = 1
     torch.set_num_threads(1)
