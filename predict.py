@@ -173,7 +173,7 @@ def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precisio
     return logits.squeeze(1).cpu().numpy() if windows else logits.float().squeeze(1).cpu().numpy()
 
 
-def read_item(pair: tuple[Path, Path | None], size: Size | None, transform: Callable, bands: Bands) -> Item:
+def read_item(pair: tuple[Path, Path | None], size: Size | None, transform: Callable, bands: Bands = RGB) -> Item:
     """An image as the network sees it; one of its own `size`, which may be large, as uint8."""
     image, own_size = read_with_size(pair[0], size, bands)
     values = transform(image=image)["image"] if size else torch.from_numpy(image).permute(2, 0, 1)
