@@ -17,6 +17,7 @@ def whole_file(path: Path, sync: bool = False, shared: bool = False) -> Iterator
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     part = path.with_name(f".{path.name}{f'.{os.getpid()}' * shared}.part")
+    part.unlink(missing_ok=True)  # of a killed process: it may be a hard link to a file that must stay as it is
     try:
         yield part
         if sync:

@@ -218,3 +218,14 @@ def test_a_folder_has_one_run_at_a_time_and_a_killed_one_frees_it(tmp_path):
             lock_folder(tmp_path)
         other.kill()
     lock_folder(tmp_path).close()
+
+
+def test_what_a_kill_between_link_and_rename_has_left_stops_no_save(tmp_path):
+    writer = CheckpointWriter(tmp_path)
+    writer.save({"state_dict": {}, "step": 1})
+    writer.wait()
+    os.link(writer.latest, tmp_path / ".previous_checkpoint.pth.tar.part")
+    writer.save({"state_dict": {}, "step": 2}, is_best=True)
+    writer.wait()
+    steps = [read_checkpoint(path)["step"] for path in (writer.previous, writer.latest, writer.best)]
+    assert steps == [1, 2, 2] and not list(tmp_path.glob(".*.part"))
