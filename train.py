@@ -336,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:
         make_deterministic()
-    start = read_checkpoint(options.START_FROM) if options.START_FROM else None
+    start = read_checkpoint(options.START_FROM) if options.START_FROM and not options.LOAD_MODEL else None
     train_loader, val_loader, images = load_data(options, group)
     batch_size = train_loader.batch_sampler.batch_size
     writer = CheckpointWriter(Path(options.OUT_DIR), writes=group.is_main)

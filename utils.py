@@ -121,19 +121,23 @@ def count_classes(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor
     numbers (N, H, W) twice, but for the pixels whose target is IGNORED."""
     if num_classes == 1:
         return count_overlap(predicted, target > 0)
-    confusion = count_confusion(predicted, target, num_classes)
-    pixels = confusion.sum((1, 2))[:, None].expand(-1, num_classes)
+    return class_overlaps(count_confusion(predicted, target, num_classes))
+
+
+def class_overlaps(confusion: Tensor) -> Tensor:
+    """`count_overlap` of each class, int64 (N, C, 4), from `count_confusion`'s (N, C, C)."""
+    pixels = confusion.sum((1, 2))[:, None].expand(-1, confusion.shape[1])
     return torch.stack((confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2), pixels), dim=2)
 
 
-def compare(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What logits (N, C, H, W) predict and what masks (N, H, W) hold, both (N, H, W), and their `count_classes`.
+def compare(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """What logits (N, C, H, W) predict and what masks (N, H, W) hold, both (N, H, W).
     One class gives booleans, several uint8."""
     if logits.shape[1] == 1:
         predicted, target = logits[:, 0] > 0, masks > 0.5  # a logit of 0 is a probability of 0.5
     else:
         predicted, target = logits.argmax(1).byte(), masks.byte()
-    return predicted, target, count_classes(predicted, target, logits.shape[1])
+    return predicted, target
 
 
 def dice_scores(counts: Tensor) -> Tensor:
@@ -311,10 +315,13 @@ def check_accuracy(
             sizes.add(tuple(masks.shape[1:]))
             with autocast(device, precision):
                 logits = model(images)
-            predicted, true, overlap = compare(logits, targets)
-            counts.append(overlap)
-            if overlap.dim() == 3:
-                confusion = confusion + count_confusion(predicted, true, overlap.shape[1]).sum(0)
+            predicted, true = compare(logits, targets)
+            if logits.shape[1] == 1:
+                counts.append(count_overlap(predicted, true))
+            else:
+                each = count_confusion(predicted, true, logits.shape[1])
+                confusion = confusion + each.sum(0)
+                counts.append(class_overlaps(each))
             if loss_fn is not None:
                 targets = targets.unsqueeze(1) if targets.is_floating_point() else targets
                 losses.append((loss_fn(logits.float(), targets) * len(images)).reshape(1))
@@ -365,7 +372,8 @@ def save_predictions_as_imgs(
         for images, masks in batches:
             with autocast(device, precision):
                 logits = model(images.to(device)).cpu()
-            predicted, targets, counts = compare(logits, masks)
+            predicted, targets = compare(logits, masks)
+            counts = count_classes(predicted, targets, logits.shape[1])
             for image, *drawn, dice in zip(images, targets, predicted, image_scores(counts), strict=True):
                 stem = Path(file := files[indices[len(rows)]]).stem
                 name = stem if stems[stem] == 1 else Path(file).name

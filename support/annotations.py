@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from support.errors import BadInput, refuse
 from support.pairs import MASK_FILES
-from support.reading import IGNORED, ORIENTATION, Size, image_size, read_with_size
+from support.reading import IGNORED, Size, image_size, read_with_size
 
 SPECIAL = {"background": 0, "_background_": 0, "__ignore__": IGNORED}  # labels that are no classes
 FAR = 0.1  # of an image's width or height: what leaves it by less is cut off at its edge
@@ -76,7 +75,8 @@ def load_annotations(source: Path, images: dict[str, Path]) -> Annotations | Non
     masks: dict[str, Callable[[], np.ndarray]] = {}
     faults = defaultdict(list)
     for image in found:
-        size = _size(images[image.name]) if image.name in images else None
+        path = images.get(image.name)  # if its header can't be read, reading it says what is wrong
+        size = path and (image_size(path) or read_with_size(path)[1])
         if size is None and image.objects:
             faults["an image that isn't there", "Add it, or remove its annotations"].append((image, ""))
         elif size and image.name in masks:
@@ -220,16 +220,6 @@ def _fill(mask: np.ndarray, points: np.ndarray, number: int) -> None:
     order = np.lexsort((column, row))
     for at, left, right in zip(row[order][::2], *column[order].reshape(-1, 2).T, strict=True):
         mask[at, left:right] = number
-
-
-def _size(path: Path) -> Size:
-    """An upright image's (height, width), of a JPEG without its pixels."""
-    with suppress(Exception), Image.open(path) as image:
-        if image.format == "JPEG":
-            return image.size if image.getexif().get(ORIENTATION, 1) >= 5 else image.size[::-1]
-    if path.suffix.lower() in (".tif", ".tiff") and any(size := image_size(path)):
-        return size  # of whatever bands
-    return read_with_size(path)[1]  # which says, too, what is wrong with a broken file
 
 
 def _read(file: Path, parse: Callable[[bytes], Any]) -> Any:

@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -123,19 +123,26 @@ def read_with_size(path: str | Path, size: Size | None = None, bands: Bands = RG
     return _to_image(decoded, path, size, bands), decoded.size
 
 
+def _open_tiff(source: Path | io.BytesIO) -> Any:
+    """A TIFF, of whatever bands, to be closed."""
+    import tifffile  # only here: few have such files
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # about odd tags, say, which change nothing
+    return tifffile.TiffFile(source)
+
+
 def image_size(path: Path) -> Size | None:
     """An upright image's (height, width), from its header; None if that can't be read."""
     try:
         if not path.is_file():  # reading from a pipe would wait for ever
             return None
-        with Image.open(path) as image:
-            return image.size if _orientation(image) >= 5 else image.size[::-1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd tags, say
+            with Image.open(path) as image:
+                return image.size if _orientation(image) >= 5 else image.size[::-1]
     except Exception:  # a TIFF of many bands, or broken: what is wrong is found when it is read
-        with suppress(Exception):
-            import tifffile
-
-            with tifffile.TiffFile(path) as file:
-                return file.pages[0].imagelength, file.pages[0].imagewidth
+        with suppress(Exception), _open_tiff(path) as file:
+            return file.pages[0].imagelength, file.pages[0].imagewidth
         return None
 
 
@@ -287,10 +294,7 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Band
 def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
     """The pixels of a TIFF with any number of bands, interleaved or one after the other, as uint8 or uint16
     (H, W, N), upright, and its orientation."""
-    import tifffile  # only here: few have such files
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # about odd tags, say, which change nothing
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    with _open_tiff(io.BytesIO(data)) as file:
         pages = [page for page in file.pages if not page.is_reduced and not page.is_mask]  # GDAL adds such pages
         if len(pages) != 1:
             raise BadInput(path, f"holds {len(pages)} images", "Save the one that counts by itself")

@@ -170,3 +170,16 @@ def test_all_broken_files_are_told_together(images: dict[str, Path], tmp_path: P
     drawn = write(tmp_path / "drawn", {"a.json": labelme(), "b.json": labelme()[:-9], "c.json": ""})
     with pytest.raises(BadInput, match=r"b\.json: .*\n.*c\.json: .*\n2 findings"):
         load_annotations(drawn, images)
+
+
+def test_a_broken_image_is_refused_for_what_it_is(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "a.tif").write_bytes(b"II*\0broken")
+    listed = {
+        "images": [{"id": 1, "file_name": "a.tif", "width": 8, "height": 8}],
+        "annotations": [],
+        "categories": [],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(listed))
+    with pytest.raises(BadInput, match=r"a\.tif: can't be read as an image .damaged or cut short."):
+        load_annotations(tmp_path / "coco.json", {"a.tif": tmp_path / "a.tif"})
+    assert not capfd.readouterr().err

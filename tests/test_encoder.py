@@ -171,3 +171,5 @@ def test_another_runs_weights_are_a_start(folders, tmp_path, capsys):
         train.main([*begun, "--FEATURES", "4", "6", "--OUT_DIR", str(tmp_path / "third")])
     with pytest.raises(BadInput, match="no such checkpoint"):
         train.main([*folders, "--START_FROM", "nowhere.pth.tar", "--OUT_DIR", str(tmp_path / "third")])
+    start.unlink()  # a resumed run has its own weights
+    train.main([*begun, "--NUM_CLASSES", "2", "--OUT_DIR", str(tmp_path / "second"), "--LOAD_MODEL"])
