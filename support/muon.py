@@ -94,11 +94,12 @@ def zeropower_via_newtonschulz(matrices: Sequence[Tensor], steps: int = 3) -> li
         norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-30)  # at least the largest value's square
         gram /= norm
         product = None
-        for _ in range(steps):
-            polynomial = -4.7750 * gram + 2.0315 * gram @ gram
+        for step in range(steps):
+            polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
             polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
             product = polynomial if product is None else polynomial @ product
-            gram = polynomial @ gram @ polynomial
+            if step < steps - 1:
+                gram = polynomial @ gram @ polynomial
         product /= norm.sqrt()
         for index, factor in zip(indices, product.split([len(wide[index]) for index in indices]), strict=True):
             results[index] = factor @ wide[index]
