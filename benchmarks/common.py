@@ -80,7 +80,8 @@ def plain_epoch(
 
 class Side:
     """One side of a comparison: the plain loop or train.py's, with its network and all that trains it. `precision`,
-    `layout`, `optimizer` and `compile_mode` take the place of train.py's own choices."""
+    `layout`, `optimizer` and `compile_mode` take the place of train.py's own choices; `encoder` is one of timm's
+    networks, with random weights."""
 
     def __init__(
         self,
@@ -92,12 +93,16 @@ class Side:
         layout: torch.memory_format | None = None,
         optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
         compile_mode: str = "",
+        encoder: str = "",
+        seed: int = 0,
     ) -> None:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.plain, self.device = plain, device
         self.precision = choose_precision(precision, device)
         layout = layout or (torch.contiguous_format if plain else choose_memory_format(device, self.precision))
-        self.model = UNET(features=features).to(device, memory_format=layout)
+        self.model = UNET(features=features, encoder=encoder if encoder and not plain else None).to(
+            device, memory_format=layout
+        )
         if compile_mode:
             self.model.compile(mode=compile_mode, dynamic=False)
         adam = partial(torch.optim.Adam, lr=1e-4)  # the tutorial's
@@ -224,7 +229,8 @@ def matrix_peak(device: torch.device) -> float:
 def flop_per_image(o: Any) -> float:
     """FLOP of one image, forward and backward, counted."""
     with FlopCounterMode(display=False) as counter:
-        UNET(features=o.FEATURES)(torch.rand(1, 3, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)).sum().backward()
+        model = UNET(features=o.FEATURES, encoder=o.ENCODER or None)
+        model(torch.rand(1, 3, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)).sum().backward()
     return counter.get_total_flops()
 
 

@@ -1,6 +1,7 @@
 """Kill a training run at random moments, resume it, and compare the end with that of a run left alone.
 
     python -m benchmarks.kills --kills 200          # POSIX only, since it forks
+    python -m benchmarks.kills --kills 200 --encoder tf_efficientnet_lite0
     python -m benchmarks.kills --kills 200 --plain  # with a plain torch.save in place of ours: this must fail
 
 Three of four kills are aimed at a save. It prints the seed and what was going on at each kill.
@@ -24,6 +25,7 @@ import torch.utils.tensorboard  # noqa: F401  here, so that not every child has 
 
 import train
 from benchmarks import common
+from model import Encoder
 from prepare_data import FOLDERS
 from support.checkpoint import CheckpointWriter, read_checkpoint
 from support.errors import BadInput
@@ -97,13 +99,16 @@ def end_of(folder: Path) -> dict[str, Any]:
     return {name: state[name] for name in ("state_dict", "optimizer", "epoch", "step", "best_dice")}
 
 
-def kill_and_compare(root: Path, most: int, rng: random.Random, plain: bool) -> bool:
+def kill_and_compare(root: Path, most: int, rng: random.Random, plain: bool, encoder: str) -> bool:
     """Kill a run `most` times, print how each ended, and return whether all ended as a run left alone."""
     phase = mmap.mmap(-1, 1)
     # Rendered apart: the killed children of a process with a progress bar leave its lock closed for the others.
     common.apart(make_sample, root / "data", 1, 1, 12)
     arguments = common.folder_constants(*(root / "data" / name for name in FOLDERS))
-    arguments += common.constants(FEATURES=[8, 16], CACHE_DIR=root / "cache", IMAGE_HEIGHT=32, IMAGE_WIDTH=48)
+    network = {"FEATURES": [8, 16]}
+    if encoder:
+        network = {"ENCODER": encoder, "FEATURES": [4] * Encoder(encoder).levels}
+    arguments += common.constants(**network, CACHE_DIR=root / "cache", IMAGE_HEIGHT=32, IMAGE_WIDTH=48)
     arguments += common.constants(NUM_EPOCHS=2, NUM_SAVED_IMAGES=2, SAVE_MINUTES=1e-9)  # a save after each step
     began = time.monotonic()
     os.waitpid(in_child([*arguments, "--OUT_DIR", str(root / "whole")], phase, plain=False), 0)
@@ -156,11 +161,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--plain", action="store_true", help="use a plain torch.save")
+    parser.add_argument("--encoder", default="", help="one of timm's networks, with its weights")
     o = parser.parse_args(argv)
     torch.set_num_threads(1)  # so that a forked child can go on with it
     print(f"{common.describe_machine(torch.device('cpu'))}; seed {o.seed}", flush=True)
     with tempfile.TemporaryDirectory() as root:
-        if not kill_and_compare(Path(root), o.kills, random.Random(o.seed), o.plain):
+        if not kill_and_compare(Path(root), o.kills, random.Random(o.seed), o.plain, o.encoder):
             sys.exit(1)
 
 

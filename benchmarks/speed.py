@@ -5,7 +5,6 @@ every sample; Adam at 1e-4, cross-entropy, float16 on CUDA.
 
     python -m benchmarks.speed                                             # on the rendered sample set
     python -m benchmarks.speed --IMG_DIR photos/ --MASK_DIR masks/         # on true files
-    python -m benchmarks.speed --PARTS learning --TARGET_DICE 0.95         # how fast both learn
     python -m benchmarks.speed --OUT speed.md                              # also write the table into a file
 
 The two sides take turns after a warm-up; a figure is the median over REPEATS, with the lowest and the highest.
@@ -13,10 +12,8 @@ The two sides take turns after a warm-up; a figure is the median over REPEATS, w
 
 import math
 import os
-import shlex
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -27,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import train
 from benchmarks import common
 from dataset import CarvanaDataset, make_transforms
 from losses import BCEDiceLoss
@@ -37,27 +35,21 @@ from support.errors import counted
 from support.options import ConstantParser
 from support.pairs import find_pairs
 from support.reading import Pair
-from utils import check_accuracy, get_loaders
+from utils import get_loaders
 
 IMG_DIR = "data/train_images/"  # images to read
 MASK_DIR = "data/train_masks/"  # their masks
-VAL_IMG_DIR = "data/val_images/"  # validation images, in learning
-VAL_MASK_DIR = "data/val_masks/"  # their masks
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net
+ENCODER = ""  # one of timm's networks for the way down; FEATURES are then one for each time it halves an image
 BATCH_SIZE = 4  # images per step; 64 and more suit a large GPU
 STEPS = 1  # steps per measurement on a synthetic batch; 50 and more suit a GPU
 EPOCH_IMAGES = 16  # images of the epoch from disk, repeated if there are fewer; 0 takes all, as suits a GPU
 REPEATS = 5  # measurements of each figure
-PARTS = ["reading", "step", "epoch"]  # what to measure; learning is another part
-TARGET_DICE = 0.95  # in learning, the validation Dice whose time is taken
-EPOCHS = 4  # in learning, epochs of train.py
-PLAIN_EPOCHS = 12  # in learning, epochs of the plain loop; 0 leaves it out
-TRAIN_OPTIONS = ""  # in learning, more for train.py: --TRAIN_OPTIONS="--BATCH_SIZE 8 --COMPILE"
+PARTS = ["reading", "step", "epoch"]  # what to measure
 DEVICE = "auto"  # cuda, mps or cpu
 OUT = ""  # a file for the table, in Markdown
-CURVE = ""  # a file for a picture of the validation Dice after each epoch
 
 
 def row(name: str, plain: list[float], ours: list[float], higher_is_better: bool = True) -> str:
@@ -117,7 +109,7 @@ def reading_with_workers(pairs: list[Pair], o: Any, device: torch.device) -> str
 def step_memory(plain: bool, o: Any) -> float:
     """Peak memory of a training step in MB."""
     device = choose_device(o.DEVICE)
-    common.Side(device, o.FEATURES, plain=plain).epoch([common.synthetic_batch(o, device)] * 2)
+    common.Side(device, o.FEATURES, plain=plain, encoder=o.ENCODER).epoch([common.synthetic_batch(o, device)] * 2)
     return common.peak_memory(device)
 
 
@@ -126,7 +118,7 @@ def stepping(o: Any, device: torch.device) -> Iterator[str]:
     product's peak."""
     plain, ours = (common.apart(step_memory, plain, o) for plain in (True, False))
     yield row(f"peak memory of a step with batch {o.BATCH_SIZE}: MB, once", [plain], [ours], False)
-    sides = [common.Side(device, o.FEATURES, plain=plain) for plain in (True, False)]
+    sides = [common.Side(device, o.FEATURES, plain=plain, encoder=o.ENCODER) for plain in (True, False)]
     batches = [common.synthetic_batch(o, device)] * o.STEPS
     images = o.BATCH_SIZE * o.STEPS
     turns = (lambda s=s: images / common.seconds(lambda: s.epoch(batches)) for s in sides)
@@ -139,7 +131,7 @@ def stepping(o: Any, device: torch.device) -> Iterator[str]:
 
 def whole_epoch(o: Any, device: torch.device, pairs: list[Pair]) -> list[str]:
     """Images a second of an epoch from files on disk; our cache is there from the warm-up on."""
-    sides = [common.Side(device, o.FEATURES, plain=plain) for plain in (True, False)]
+    sides = [common.Side(device, o.FEATURES, plain=plain, encoder=o.ENCODER) for plain in (True, False)]
     with tempfile.TemporaryDirectory() as name:
         few = []
         for number, pair in zip(range(o.EPOCH_IMAGES or len(pairs)), cycle(pairs)):
@@ -164,70 +156,10 @@ def whole_epoch(o: Any, device: torch.device, pairs: list[Pair]) -> list[str]:
     ]
 
 
-def plain_learning(o: Any, device: torch.device, pairs: list[Pair]) -> list[tuple[float, float]]:
-    """The curve of the plain loop, with the tutorial's batches of 16."""
-    size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
-    validation = DataLoader(CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, make_transforms()[1], size=size), 16)
-    side, curve, spent = common.Side(device, o.FEATURES, plain=True), [], 0.0
-    loader = common.plain_loader(pairs, 16, size)
-    for _ in range(o.PLAIN_EPOCHS):
-        spent += common.seconds(lambda: side.epoch(loader))
-        curve.append((spent, check_accuracy(validation, side.model, device)["dice"]))
-    return curve
-
-
-def our_learning(o: Any) -> common.Learning:
-    """How train.py learns the same images, counted from the start of its process."""
-    with tempfile.TemporaryDirectory() as folder:
-        argv = common.constants(OUT_DIR=folder, CACHE_DIR=f"{folder}/cache", NUM_EPOCHS=o.EPOCHS, DEVICE=o.DEVICE)
-        argv += common.constants(IMAGE_HEIGHT=o.IMAGE_HEIGHT, IMAGE_WIDTH=o.IMAGE_WIDTH, FEATURES=o.FEATURES)
-        argv += common.folder_constants(o.IMG_DIR, o.MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR)
-        return common.apart(common.watched_run, [*argv, *shlex.split(o.TRAIN_OPTIONS)], time.time())
-
-
-def learning_rows(plain: list[tuple[float, float]], ours: common.Learning, target: float) -> Iterator[str]:
-    """The rows about two runs: the time to a Dice, and the last epoch of each."""
-
-    def reached(curve: list[tuple[float, float]]) -> list[float]:
-        never = math.inf if curve else math.nan
-        return [next((spent for spent, dice in curve if dice >= target), never)]
-
-    (plain_seconds, plain_dice), (our_seconds, our_dice) = (plain or [(math.nan,) * 2])[-1], ours.curve[-1]
-    epochs = f"{counted(len(plain), 'epoch')} against {len(ours.curve)}"
-    to_target = f"seconds of training to a validation Dice of {target}"
-    yield row(to_target, reached(plain), reached(ours.curve), False)
-    yield row(f"seconds of training, {epochs}", [plain_seconds], [our_seconds], False)
-    yield common.table_row(
-        f"validation Dice, {epochs}", f"{plain_dice:.4f}" if plain else "", f"{our_dice:.4f}", ""
-    )
-    yield row("seconds of the whole command, validation and pictures included", [math.nan], [ours.end])
-    yield row("seconds until its first step is done", [math.nan], [ours.first_step])
-    for whose, curve in (("plain loop", plain), ("this repository", ours.curve)):
-        values = ", ".join(f"{dice:.4f} after {spent:.1f} s" for spent, dice in curve)
-        yield f"\n{whose}, validation Dice: {values or 'not run'}"
-
-
-def draw_curves(plain: list[tuple[float, float]], ours: list[tuple[float, float]], name: str, path: str) -> None:
-    """Draw the Dice of both sides after each epoch."""
-    from matplotlib.figure import Figure  # only this needs it
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for curve, label, colour in ((plain, "plain tutorial loop", "#999999"), (ours, "this repository", "#0072b2")):
-        if dice := [dice for _, dice in curve]:
-            numbers, label = range(1, 1 + len(dice)), f"{label} (last: {dice[-1]:.3f})"
-            axes.plot(numbers, dice, "o-", color=colour, label=label)
-    axes.set(xlabel=f"epochs, {name}", ylabel="validation Dice", xlim=(0.8, None), ylim=(0, 1.02))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center right")
-    figure.savefig(path, dpi=110)
-
-
 def largest_batches(o: Any) -> Iterator[str]:
     """The batches that GPUs of three sizes hold, computed: what the backward pass in 16 bits keeps of each image, a
     fifth more for its own work, and 12 bytes a weight (itself, its gradient and its momentum)."""
-    model = UNET(features=o.FEATURES)
+    model = UNET(features=o.FEATURES, encoder=o.ENCODER or None)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def kept(images: int) -> int:
@@ -257,8 +189,7 @@ def largest_batches(o: Any) -> Iterator[str]:
 def measure(o: Any) -> Iterator[str]:
     """The lines of the table."""
     device = choose_device(o.DEVICE)
-    folders = (o.IMG_DIR, o.MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR)
-    o.IMG_DIR, o.MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR = sample_if_empty(folders)
+    o.IMG_DIR, o.MASK_DIR, *_ = sample_if_empty((o.IMG_DIR, o.MASK_DIR, train.VAL_IMG_DIR, train.VAL_MASK_DIR))
     pairs = find_pairs(o.IMG_DIR, o.MASK_DIR)
     what = f"{counted(len(pairs), 'image')} at {o.IMAGE_WIDTH}x{o.IMAGE_HEIGHT}"
     yield f"{common.describe_machine(device)}; {what}, batch {o.BATCH_SIZE}, medians of {o.REPEATS}\n"
@@ -270,11 +201,6 @@ def measure(o: Any) -> Iterator[str]:
         yield from stepping(o, device)
     if "epoch" in o.PARTS:
         yield from whole_epoch(o, device, pairs)
-    if "learning" in o.PARTS:
-        plain, ours = plain_learning(o, device, pairs) if o.PLAIN_EPOCHS else [], our_learning(o)
-        yield from learning_rows(plain, ours, o.TARGET_DICE)
-        if o.CURVE:
-            draw_curves(plain, ours.curve, what, o.CURVE)
     if "step" in o.PARTS:
         yield from largest_batches(o)
 

@@ -32,6 +32,7 @@ from support.options import ConstantParser
 IMAGE_HEIGHT = 160  # pixels
 IMAGE_WIDTH = 240  # pixels
 FEATURES = [64, 128, 256, 512]  # channels of each level of the U-Net
+ENCODER = ""  # one of timm's networks for the way down; FEATURES are then one for each time it halves an image
 BATCH_SIZE = 4  # images per step
 STEPS = 1  # steps per measurement; 30 and more suit a GPU
 REPEATS = 5  # measurements of each setting
@@ -98,7 +99,7 @@ def measure(name: str, o: Any) -> Measured:
         prepare()
     device = choose_device(o.DEVICE)
     try:
-        side = common.Side(device, o.FEATURES, **options)
+        side = common.Side(device, o.FEATURES, encoder=o.ENCODER, **options)
         batches = [common.synthetic_batch(o, device)] * o.STEPS
         first = common.seconds(lambda: side.epoch(batches[:1]))
         side.epoch(batches)
@@ -186,7 +187,7 @@ def find_bounds(o: Any) -> list[str]:
     """A table of what a step's time goes into, beside the least that the FLOP and the bytes of each kind take."""
     device = choose_device(o.DEVICE)
     peak, rate = common.matrix_peak(device), bandwidth(device)
-    side = common.Side(device, o.FEATURES)
+    side = common.Side(device, o.FEATURES, encoder=o.ENCODER)
     batches = [common.synthetic_batch(o, device)] * max(3, o.STEPS)
     side.epoch(batches)
     whole = common.seconds(lambda: side.epoch(batches)) / len(batches)

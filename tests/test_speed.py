@@ -5,11 +5,9 @@ import math
 import cv2
 import pytest
 import torch
-from PIL import Image
 
 import train
 from benchmarks import common, prediction, speed
-from support.errors import BadInput
 
 
 def measure(folders: list[str], tmp_path, *more: str, **options: object) -> dict[str, list[str]]:
@@ -38,24 +36,6 @@ def test_one_command_prints_and_writes_the_table_and_leaves_settings_alone(folde
         assert min(float(cell.split()[0]) for cell in found[name]) > 0
     batches = [list(map(int, found[size])) for size in ("240x160", "960x640", "1918x1280")]
     assert batches == [sorted(row) for row in batches] and batches[0] > batches[1] > batches[2]
-
-
-@pytest.mark.slow
-def test_learning_is_timed_from_the_commands_start(folders, tmp_path):
-    curve, learning = tmp_path / "curve.png", ["--PARTS", "learning"]
-    found = measure(folders, tmp_path, *learning, EPOCHS=2, PLAIN_EPOCHS=1, TARGET_DICE=0.01, CURVE=curve)
-    seconds = float(found["seconds of training, 1 epoch against 2"][1])
-    whole = float(found["seconds of the whole command, validation and pictures included"][1])
-    first = float(found["seconds until its first step is done"][1])
-    assert 0 < float(found["seconds of training to a validation Dice of 0.01"][1]) <= seconds < whole > first > 0
-    dice = found["validation Dice, 1 epoch against 2"][1]
-    assert f", {dice} after " in (tmp_path / "table.md").read_text()
-    with Image.open(curve) as picture:
-        assert (0, 0x72, 0xB2) in {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
-    measure(folders, tmp_path, *learning, EPOCHS=1, PLAIN_EPOCHS=0)
-    assert "plain loop, validation Dice: not run" in (tmp_path / "table.md").read_text()
-    with pytest.raises(BadInput, match="no such option"):
-        measure(folders, tmp_path, *learning, "--TRAIN_OPTIONS=--NOSUCH 1", PLAIN_EPOCHS=0)
 
 
 def test_the_row_says_how_many_times_ours_is_better():
