@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from support.errors import refuse
 from support.pairs import find_pairs
 from support.preparation import Records, prepare
-from support.reading import IGNORED, ONE_CLASS, WHITE, Classes, Size, read_pair
+from support.reading import AS_IS, IGNORED, Reading, read_pair
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks a server for the newest version
 import albumentations as A  # noqa: E402
@@ -45,10 +45,10 @@ class CarvanaDataset(Dataset):
     """Images with their masks, sorted by name.
 
     An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8
-    (H, W, channels), and a mask, uint8 (H, W): {0, 1}, or of several `classes` their numbers and
-    support.reading.IGNORED. The mask comes out as float32, or of several classes as int64. With `size`, both are
-    first scaled to (height, width); all items then fit in one batch, whatever the images' own sizes. With `crop`,
-    an item is a square of so many pixels at the image's own scale, and each image is there `crops` times.
+    (H, W, channels), and a mask, uint8 (H, W): {0, 1}, or of several classes their numbers and
+    support.reading.IGNORED. The mask comes out as float32, or of several classes as int64. With a `reading` that
+    has a size, all items fit in one batch, whatever the images' own sizes. With `crop`, an item is a square of so
+    many pixels at the image's own scale, and each image is there `crops` times.
 
     An index is a number, or the (epoch, index) that EpochBatches yields: the transform then draws from
     (seed, epoch, index) alone, so that an item is the same in whichever worker, process or run it is made.
@@ -59,25 +59,21 @@ class CarvanaDataset(Dataset):
         image_dir: str | Path,
         mask_dir: str | Path,
         transform: Callable[..., dict[str, Any]] | None = None,
+        reading: Reading = AS_IS,
         *,
-        size: Size | None = None,
         crop: int = 0,
         crops: int = 1,
         seed: int = 0,
-        classes: Classes = ONE_CLASS,
-        channels: int = 3,
-        highest: int = WHITE,
     ) -> None:
-        self.image_dir, self.mask_dir, self.transform = image_dir, mask_dir, transform
-        self.size, self.crop, self.crops, self.seed, self.classes = size, crop, crops, seed, classes
-        self.bands = channels, highest  # of 16 bits; see support.reading.read_image
+        self.image_dir, self.mask_dir, self.transform, self.reading = image_dir, mask_dir, transform, reading
+        self.crop, self.crops, self.seed = crop, crops, seed
         self.pairs = find_pairs(image_dir, mask_dir) * crops
         self.images = [image.name for image, _ in self.pairs]
         self.records: Records | None = None
 
     def use_cache(self, folder: str | Path) -> None:
         """Read the records in `folder` from now on; if they are missing or out of date, prepare them first."""
-        prepared = prepare(self.image_dir, self.mask_dir, self.size, folder, self.classes, self.bands)
+        prepared = prepare(self.image_dir, self.mask_dir, self.reading, folder)
         refuse(prepared.bad)
         self.records = prepared.records
 
@@ -86,7 +82,7 @@ class CarvanaDataset(Dataset):
         if self.records is not None:
             with suppress(FileNotFoundError):  # another run may have replaced them: the files give the same
                 return self.records[index % len(self.records)]
-        return read_pair(self.pairs[index], self.size, self.classes, self.bands)
+        return read_pair(self.pairs[index], self.reading)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -109,8 +105,8 @@ class CarvanaDataset(Dataset):
                 raise RuntimeError(f"the transform failed on {self.pairs[index][0]}") from error
             image, mask = augmented["image"], augmented["mask"]
         if isinstance(mask, torch.Tensor):
-            return image, mask.long() if self.classes.multiclass else mask.float()
-        return image, mask.astype(np.int64 if self.classes.multiclass else np.float32)
+            return image, mask.long() if self.reading.classes.multiclass else mask.float()
+        return image, mask.astype(np.int64 if self.reading.classes.multiclass else np.float32)
 
 
 def random_crop(

@@ -9,6 +9,7 @@ probability of foreground, C = 1; of several that of each class. It needs `pip i
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ from support.errors import BadInput, counted, explain_limits, run_script
 from support.files import whole_file, writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images
-from support.reading import WHITE, Bands, Size, read_image
+from support.reading import AS_IS, Reading, read_image
 from support.sample import render
 from support.sliding_window import SlidingWindow
 
@@ -61,22 +62,24 @@ def require_extras() -> None:
         raise BadInput(", ".join(missing), "not installed", f"Run pip install {' '.join(missing)}")
 
 
-def trace(model: FromPixels, size: Size | None) -> ExportedProgram:
-    """The program of a model for any number of images of `size` or, with None, of any size.
+def trace(model: FromPixels, reading: Reading) -> ExportedProgram:
+    """The program of a model for any number of images of the `reading`'s size or, without one, of any size.
 
     A trace holds the one branch of UNET.forward that its image takes. That must be the one that interpolates, at
     every level: it changes nothing where sizes agree, and so holds for all. 255 is odd however often it is halved
     and rounded down, as pooling does; 257 however often it is halved and rounded up, as padded strides do.
     """
-    dims = {0: Dim.DYNAMIC} if size else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    images = torch.zeros(2, model.network.bands[0], *(size or (255, 257)), dtype=torch.uint8)
+    dims = {0: Dim.DYNAMIC} if reading.size else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    images = torch.zeros(2, reading.channels, *(reading.size or (255, 257)), dtype=torch.uint8)
     program = torch.export.export(model, (images,), dynamic_shapes=(dims,))
-    if size is None:  # no branch is left, but guards against sizes that take the other: a second trace has none
+    if (
+        reading.size is None
+    ):  # no branch is left, but guards against sizes that take the other: a second trace has none
         program = torch.export.export(program.module(check_guards=False), (images,), dynamic_shapes=(dims,))
     return program
 
 
-def find_real_images(words: list[str], folder: str, size: Size, bands: Bands) -> tuple[list[np.ndarray], str]:
+def find_real_images(words: list[str], folder: str, reading: Reading) -> tuple[list[np.ndarray], str]:
     """Images, uint8 (H, W, B), to compare on, and what they are: those that `words` name, else the first in the
     folder of validation images, else rendered cars."""
     try:
@@ -85,10 +88,10 @@ def find_real_images(words: list[str], folder: str, size: Size, bands: Bands) ->
         if words:
             raise
         cars = [Image.fromarray(render(car, 2 + 5 * car)[0]) for car in range(3)]
-        scaled = [np.asarray(car.resize(size[::-1], Image.Resampling.BOX)) for car in cars]
-        return [car[..., np.arange(bands[0]) % 3] for car in scaled], "3 rendered cars"
+        scaled = [np.asarray(car.resize(reading.size[::-1], Image.Resampling.BOX)) for car in cars]
+        return [car[..., np.arange(reading.channels) % 3] for car in scaled], "3 rendered cars"
     source = counted(len(paths), "image") + ("" if words else f" of {folder}")
-    return [read_image(path, size, *bands) for path in paths], source
+    return [read_image(path, reading) for path in paths], source
 
 
 def make_batches(images: list[np.ndarray], fixed: bool) -> Iterator[np.ndarray]:
@@ -135,23 +138,25 @@ def main(argv: list[str] | None = None) -> None:
     if out.suffix != ".onnx":
         raise BadInput(f"OUT {out}", "doesn't end in .onnx", "Give another --OUT, say model.onnx")
     checkpoint = read_checkpoint(options.checkpoint)
-    network, size, classes, _ = load_network(options.checkpoint, torch.device("cpu"))
+    network, reading, _ = load_network(options.checkpoint, torch.device("cpu"))
     if isinstance(network, SlidingWindow):  # whoever uses the file makes the windows
-        network, size = network.model, (network.crop, network.crop)
-        print(f"trained on crops: give it windows of {size[0]} pixels or more at the images' own scale")
+        network, reading = network.model, replace(reading, size=(network.crop, network.crop))
+        print(f"trained on crops: give it windows of {reading.size[0]} pixels or more at the images' own scale")
     network.to(memory_format=torch.contiguous_format)  # another one would stay in the files
     fixed = options.FIXED_SIZE or hasattr(network, "encoder")  # tracing one of timm's for any size takes minutes
     val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
-    images, source = find_real_images(options.images, val_dir, size, network.bands)
-    about = {"classes": str(classes.count), "size": f"{size[1]}x{size[0]}"}
-    about |= {"range": str(network.bands[1])} if network.bands[1] < WHITE else {}
+    images, source = find_real_images(options.images, val_dir, reading)
+    height, width = reading.size
+    about = {"classes": str(reading.classes.count), "size": f"{width}x{height}"}
+    about |= {"range": str(reading.highest)} if reading.highest < AS_IS.highest else {}
     known = {name: checkpoint.get(name) for name in ("best_dice", "commit")}
     about |= {name: str(value) for name, value in known.items() if value not in (None, "", -1)}  # -1: no epoch yet
 
     writable_folder(out.parent, "Give another --OUT")
     finish = to_probabilities if options.LOGITS else lambda probabilities: probabilities
     with explain_limits(f"writing {out}"), whole_file(out) as onnx, whole_file(out.with_suffix(".pt2")) as pt2:
-        program = trace(FromPixels(network, options.LOGITS).eval(), size if fixed else None)
+        model = FromPixels(network, options.LOGITS).eval()
+        program = trace(model, reading if fixed else replace(reading, size=None))
         torch.export.save(program, buffer := BytesIO())  # which warns about a file that doesn't end in .pt2
         pt2.write_bytes(buffer.getbuffer())
         names = {"input_names": ["images"], "output_names": ["logits" if options.LOGITS else "probabilities"]}
@@ -164,9 +169,7 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 difference = compare(network, lambda images, run=run: finish(run(images)), batches)
             except AssertionError as error:  # a guard of the program: the deepest level has but one row or column
-                raise BadInput(
-                    name, f"not written: {size[1]}x{size[0]} is too small", "Give --FIXED_SIZE"
-                ) from error
+                raise BadInput(name, f"not written: {width}x{height} is too small", "Give --FIXED_SIZE") from error
             finding = f"differs from {options.checkpoint} by {difference:.1e} in probability at most, on {source}"
             if not difference <= options.TOLERANCE:
                 raise BadInput(name, f"not written: {finding}", "Give --FIXED_SIZE or more TOLERANCE")

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -45,7 +46,7 @@ from support.errors import BadInput, counted, run_script
 from support.files import writable_folder
 from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
-from support.reading import ONE_CLASS, RGB, Bands, Classes, Size, must_match, read_image, read_mask, read_with_size
+from support.reading import AS_IS, Classes, Reading, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
 from support.sliding_window import SlidingWindow
 from support.visualize import (
@@ -100,16 +101,15 @@ class Result(NamedTuple):
 
 def load_network(
     path: str | Path, device: torch.device, height: int | str = "auto", width: int | str = "auto"
-) -> tuple[nn.Module, Size | None, Classes, torch.dtype]:
-    """The network in a checkpoint, ready to predict, with the `bands` that it sees; the size of image; its classes;
-    its precision.
+) -> tuple[nn.Module, Reading, torch.dtype]:
+    """The network in a checkpoint, ready to predict; how it reads images; its precision.
 
-    One that was trained with CROP is in a SlidingWindow, for images of their own size, and its size is None.
-    Weights alone tell their network by their shapes. Raises BadInput for a checkpoint that can't be used."""
+    One that was trained with CROP is in a SlidingWindow, for images of their own size. Weights alone tell their
+    network by their shapes. Raises BadInput for a checkpoint that can't be used."""
     checkpoint = read_checkpoint(path)
     if "constants" not in checkpoint and "auto" in (height, width):
         print(f"{path}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are taken as 240x160")
-    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto", "RANGE": RGB[1]} | checkpoint.get("constants", {})
+    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto", "RANGE": AS_IS.highest} | checkpoint.get("constants", {})
     trained = trained_size(checkpoint)
     size = trained[0] if height == "auto" else height, trained[1] if width == "auto" else width
     try:
@@ -122,11 +122,10 @@ def load_network(
     model = UNET(**arguments)
     load_checkpoint(checkpoint, model)
     model.to(device, memory_format=choose_memory_format(device, precision)).eval()
-    model.bands = bands = arguments["in_channels"], constants["RANGE"]  # as read_image takes them
     if constants.get("CROP") and (height, width) == ("auto", "auto"):
         model, size = SlidingWindow(model, constants["CROP"]), None
-        model.bands = bands
-    return model, size, Classes(arguments["out_channels"], constants["IGNORE_INDEX"]), precision
+    classes = Classes(arguments["out_channels"], constants["IGNORE_INDEX"])
+    return model, Reading(size, classes, arguments["in_channels"], constants["RANGE"]), precision
 
 
 class Ensemble(nn.Module):
@@ -134,7 +133,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.models, self.bands = nn.ModuleList(models), models[0].bands
+        self.models = nn.ModuleList(models)
 
     def forward(self, images: Tensor) -> Tensor:
         return sum(model(images).float() for model in self.models) / len(self.models)
@@ -142,18 +141,17 @@ class Ensemble(nn.Module):
 
 def load_networks(
     paths: Sequence[str], device: torch.device, height: int | str = "auto", width: int | str = "auto"
-) -> tuple[nn.Module, Size | None, Classes, torch.dtype]:
+) -> tuple[nn.Module, Reading, torch.dtype]:
     """What `load_network` gives, of the Ensemble of several checkpoints. Raises BadInput if they don't fit."""
-    models, *others = zip(*(load_network(path, device, height, width) for path in paths), strict=True)
-    for name, values in zip(
-        ("size", "classes", "IN_CHANNELS or RANGE"), [*others[:2], [m.bands for m in models]], strict=True
-    ):
-        for path, value in zip(paths, values, strict=True):
-            if value != values[0]:
-                raise BadInput(
-                    path, f"its {name} is another than that of {paths[0]}", "Predict with each by itself"
-                )
-    return models[0] if len(models) == 1 else Ensemble(models), *(values[0] for values in others)
+    loaded = [load_network(path, device, height, width) for path in paths]
+    model, reading, precision = loaded[0]
+    for path, (_, other, _) in zip(paths, loaded, strict=True):
+        names = {"size": "size", "classes": "classes", "channels": "IN_CHANNELS", "highest": "RANGE"}
+        for field, name in names.items():
+            if getattr(other, field) != getattr(reading, field):
+                finding = f"its {name} is another than that of {paths[0]}"
+                raise BadInput(path, finding, "Predict with each by itself")
+    return model if len(loaded) == 1 else Ensemble([model for model, *_ in loaded]), reading, precision
 
 
 def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precision: torch.dtype) -> np.ndarray:
@@ -173,10 +171,10 @@ def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precisio
     return logits.squeeze(1).cpu().numpy() if windows else logits.float().squeeze(1).cpu().numpy()
 
 
-def read_item(pair: tuple[Path, Path | None], size: Size | None, transform: Callable, bands: Bands = RGB) -> Item:
-    """An image as the network sees it; one of its own `size`, which may be large, as uint8."""
-    image, own_size = read_with_size(pair[0], size, bands)
-    values = transform(image=image)["image"] if size else torch.from_numpy(image).permute(2, 0, 1)
+def read_item(pair: tuple[Path, Path | None], reading: Reading, transform: Callable) -> Item:
+    """An image as the network sees it; one of its own size, which may be large, as uint8."""
+    image, own_size = read_with_size(pair[0], reading)
+    values = transform(image=image)["image"] if reading.size else torch.from_numpy(image).permute(2, 0, 1)
     return Item(*pair, own_size, values)
 
 
@@ -203,10 +201,10 @@ def finish_item(
     probability: bool = False,
     cutout: bool = False,
     polygons: bool = False,
-    classes: Classes = ONE_CLASS,
-    bands: Bands = RGB,
+    reading: Reading = AS_IS,
 ) -> Result:
     """Write an image's mask, encode it and score it, as far as asked for."""
+    reading, classes = replace(reading, size=None), reading.classes
     mask, counts, runs, unscored = scale_to_mask(item.values, item.size, threshold), None, "", None
     if out is not None:
         name = item.path.stem
@@ -214,8 +212,8 @@ def finish_item(
         if probability:
             save_probability(scale_to_probability(item.values, item.size), out / f"{name}_probability.png")
         if overlay or cutout:
-            image = read_image(item.path, None, *bands)
-            image = image[..., :3] if bands[0] >= 3 else image[..., :1].repeat(3, axis=2)
+            image = read_image(item.path, reading)
+            image = image[..., :3] if reading.channels >= 3 else image[..., :1].repeat(3, axis=2)
         if overlay:
             draw_overlay(image, mask, out / f"{name}_overlay.jpg")
         if cutout:  # half transparent where the mask ends
@@ -227,7 +225,7 @@ def finish_item(
         runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
     if item.target is not None:
         try:
-            target = read_mask(item.target, classes=classes)
+            target = read_mask(item.target, reading)
             must_match(item.target, target.shape, mask.shape)
             counts = count_classes(torch.from_numpy(mask)[None], torch.from_numpy(target)[None], classes.count)[0]
         except BadInput as error:  # the prediction stands
@@ -261,19 +259,18 @@ def in_order(
 
 def predict_images(
     pairs: Iterable[tuple[Path, Path | None]],
-    size: Size | None,
+    reading: Reading,
     network: Callable[[Tensor], np.ndarray],
     finish: Callable[[Item], Result],
     *,
     batch_size: int,
     workers: int,
-    bands: Bands = RGB,
 ) -> Iterator[Result | BadInput]:
     """What comes of each image, in order. Threads read the next ones and finish the last ones meanwhile. Images of
     their own sizes come one at a time."""
-    batch_size = batch_size if size else 1
+    batch_size = batch_size if reading.size else 1
     most = batch_size + workers
-    read = partial(read_item, size=size, transform=make_transforms()[1], bands=bands)
+    read = partial(read_item, reading=reading, transform=make_transforms()[1])
     with ThreadPoolExecutor(workers) as pool:
         items = predict_items(in_order(pool, read, pairs, most), batch_size, network)
         yield from in_order(pool, finish, items, most)
@@ -282,17 +279,14 @@ def predict_images(
 def score_images(
     pairs: Sequence[tuple[Path, Path]],
     model: nn.Module,
-    size: Size,
-    classes: Classes,
+    reading: Reading,
     precision: torch.dtype,
-    bands: Bands = RGB,
     batch_size: int = 8,
 ) -> Scores:
-    """Scores of a network that sees images of `size`, on images and their true masks at their own sizes."""
+    """Scores of a network that sees images by this `reading`, on images and their true masks at their own sizes."""
     network = partial(predict_logits, model, precision=precision)
-    finish = partial(finish_item, out=None, overlay=False, threshold=0.0, submission=False, classes=classes)
-    settings = {"batch_size": batch_size, "workers": count_cores(), "bands": bands}
-    results = predict_images(pairs, size, network, finish, **settings)
+    finish = partial(finish_item, out=None, overlay=False, threshold=0.0, submission=False, reading=reading)
+    results = predict_images(pairs, reading, network, finish, batch_size=batch_size, workers=count_cores())
     results = tqdm(results, desc="scoring at full size", total=len(pairs), unit=" images", delay=1)
     with evaluating(model):
         return overall_scores(torch.stack([result.counts for result in results]))
@@ -362,9 +356,9 @@ def main(argv: list[str] | None = None) -> None:
         pairs = with_masks(images, options.MASK_DIR)
     give_memory_back()
     device = choose_device(options.DEVICE)
-    size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH
     checkpoints = options.CHECKPOINT if isinstance(options.CHECKPOINT, list) else [options.CHECKPOINT]
-    model, size, classes, precision = load_networks(checkpoints, device, *size)
+    model, reading, precision = load_networks(checkpoints, device, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    classes = reading.classes
     if classes.multiclass:
         for name, unused in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
             if unused:
@@ -379,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
 
     results = predict_images(
         pairs,
-        size,
+        reading,
         partial(predict_logits, model, views=options.VIEWS, precision=precision),
         partial(
             finish_item,
@@ -390,10 +384,8 @@ def main(argv: list[str] | None = None) -> None:
             probability=options.PROBABILITY,
             cutout=options.CUTOUT,
             polygons=polygons is not None,
-            classes=classes,
-            bands=model.bands,
+            reading=reading,
         ),
-        bands=model.bands,
         batch_size=options.BATCH_SIZE,
         workers=count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS),
     )

@@ -159,7 +159,7 @@ def split(
         for (image, mask), sample in plain.samples.items():
             names |= {image: sample.name + image.suffix, mask: sample.name + mask.suffix}
         _share_out(groups, val_groups, out, move, names)
-    classes, size = plain.prepared.classes, plain.prepared.size
+    classes, size = plain.prepared.reading.classes, plain.prepared.reading.size
     known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored}
     known |= {"IN_CHANNELS": meaning.get("in_channels"), "RANGE": meaning.get("range")}
     _write_meaning(out, **{key: value for key, value in known.items() if value})

@@ -14,6 +14,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from support.muon import Muon
 from support.options import ConstantParser, settle_classes
 from support.preparation import prepare
 from support.pretrained import load_pretrained
-from support.reading import Classes, Size
+from support.reading import Classes, Reading
 from support.run import Run
 from support.sliding_window import SlidingWindow
 from support.visualize import update_page
@@ -232,16 +233,15 @@ def train_fn(
 def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader, dict[str, Any]]:
     """Read and check all files, and return the loaders for training and for validation, and what a checkpoint tells
     about the images."""
-    classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
-    bands = options.IN_CHANNELS, options.RANGE
     size = None if options.CROP else (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
+    reading = Reading(size, classes, options.IN_CHANNELS, options.RANGE)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
 
     def inspect() -> tuple[dict[str, Any], bool, int]:
-        reading = size, options.CACHE_DIR, classes, bands
-        train, val = (prepare(*pair, *reading) for pair in (folders[:2], folders[2:]))
+        train, val = (prepare(*pair, reading, options.CACHE_DIR) for pair in (folders[:2], folders[2:]))
         batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
         levels = 4 + bool(options.ENCODER) if options.FEATURES == "auto" else len(options.FEATURES)
         images = check_run(train, val, levels, batch_size, options.CROP)
@@ -255,7 +255,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             *make_transforms(),
             choose_num_workers(options.NUM_WORKERS, group.device, group.local_world_size),
             options.PIN_MEMORY,
-            size=size,
+            reading=reading,
             crop=options.CROP,
             crops=crops,
             cache_dir=options.CACHE_DIR if cached else None,
@@ -263,8 +263,6 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             min_steps=options.MIN_STEPS,
             accumulation_steps=options.ACCUMULATION_STEPS,
             drop_last=True,
-            classes=classes,
-            bands=bands,
             group=group,
         )
     for folder, loader in zip(folders[::2], loaders, strict=True):
@@ -316,15 +314,15 @@ def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, prec
     if run.writer.best.exists():
         best = read_checkpoint(run.writer.best)
         load_checkpoint(best, model, name=str(run.writer.best))
-        scores = score_images(dataset.pairs, model, trained_size(best), dataset.classes, precision, dataset.bands)
+        scores = score_images(dataset.pairs, model, replace(dataset.reading, size=trained_size(best)), precision)
         print(describe_scores(scores, f"best checkpoint, {counted(len(dataset), 'image')} at their own sizes"))
         save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
 
 
-def seconds_at_full_size(model: nn.Module, size: Size, dataset: CarvanaDataset, precision: torch.dtype) -> float:
+def seconds_at_full_size(model: nn.Module, dataset: CarvanaDataset, precision: torch.dtype) -> float:
     """What `score_at_full_size` will take, judged by a few images."""
     some, began = dataset.pairs[:4], time.monotonic()
-    score_images(some, model, size, dataset.classes, precision, dataset.bands)
+    score_images(some, model, dataset.reading, precision)
     return (time.monotonic() - began) / len(some) * len(dataset)
 
 
@@ -354,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
     scores_at_end = options.FULL_SIZE_SCORES and group.is_main and not options.CROP  # which validates at full size
     size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     if options.TIME_LIMIT and scores_at_end:
-        run.clock.at_end = seconds_at_full_size(model, size, val_loader.dataset, precision)
+        run.clock.at_end = seconds_at_full_size(model, val_loader.dataset, precision)
     print(describe(options, train_loader, val_loader, group, precision))
 
     with explain_limits(f"batches of {batch_size} images of {size[1]}x{size[0]}"), run:

@@ -20,7 +20,7 @@ from support.checkpoint import save_checkpoint as save_checkpoint
 from support.device import autocast
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted
-from support.reading import IGNORED, ONE_CLASS, RGB, Bands, Classes, Size
+from support.reading import AS_IS, IGNORED, Reading, Size
 from support.visualize import Prediction, draw_grid, save_mask
 from support.workers import init_worker, kill_workers_at_exit
 
@@ -36,7 +36,7 @@ def get_loaders(
     num_workers: int = 4,
     pin_memory: bool = True,
     *,
-    size: Size | None = None,
+    reading: Reading = AS_IS,
     crop: int = 0,
     crops: int = 1,
     cache_dir: str | Path | None = None,
@@ -44,25 +44,24 @@ def get_loaders(
     min_steps: int = 1,
     accumulation_steps: int = 1,
     drop_last: bool = False,
-    classes: Classes = ONE_CLASS,
-    bands: Bands = RGB,
     group: Group = ALONE,
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of (images, masks) batches, for training and for validation.
 
-    `size` scales everything to (height, width), and `cache_dir` keeps the scaled arrays for later epochs and runs.
-    With `crop`, training sees `crops` squares of so many pixels of each image, and validation whole images, one at
-    a time. A `batch_size` of "auto" is 16 for each process, or fewer, down to 2, so that an epoch has `min_steps`
-    batches. Validation has no gradients to hold, so what fits in training fits there: as many images as are
-    computed at once, in `accumulation_steps` parts. The training loader's order and augmentation depend on `seed`
-    and the epoch alone, whatever `num_workers` is.
+    `cache_dir` keeps the arrays that `reading` makes of the files for later epochs and runs. With `crop`, training
+    sees `crops` squares of so many pixels of each image, and validation whole images, one at a time. A `batch_size`
+    of "auto" is 16 for each process, or fewer, down to 2, so that an epoch has `min_steps` batches. Validation has
+    no gradients to hold, so what fits in training fits there: as many images as are computed at once, in
+    `accumulation_steps` parts. The training loader's order and augmentation depend on `seed` and the epoch alone,
+    whatever `num_workers` is.
 
     Of several processes, each gets its share of every training batch, which needs `drop_last`, and of the
     validation images. Raises BadInput where a batch has no image for each.
     """
-    common = {"size": size, "seed": seed, "classes": classes, "channels": bands[0], "highest": bands[1]}
-    train_set = CarvanaDataset(train_dir, train_maskdir, train_transform, crop=crop, crops=crops, **common)
-    val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, **common)
+    train_set = CarvanaDataset(
+        train_dir, train_maskdir, train_transform, reading, crop=crop, crops=crops, seed=seed
+    )
+    val_set = CarvanaDataset(val_dir, val_maskdir, val_transform, reading)
     if cache_dir:
         train_set.use_cache(cache_dir)
         val_set.use_cache(cache_dir)

@@ -31,6 +31,7 @@ from support.device import autocast, choose_device, choose_precision
 from support.options import ConstantParser
 from support.pairs import find_pairs
 from support.pretrained import LITE0, load_pretrained
+from support.reading import Reading
 from utils import check_accuracy, count_overlap, dice_scores
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
@@ -76,7 +77,7 @@ def our_run(o: Any, encoder: str, options: str, seed: int) -> Point:
 def plain_curve(o: Any, seconds: float, seed: int) -> list[tuple[float, float]]:
     """Seconds and Dice after each epoch of the tutorial's loop, in its batches of 16, until the time is over."""
     device, size = choose_device(o.DEVICE), (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
-    validation = DataLoader(CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, make_transforms()[1], size=size), 16)
+    validation = DataLoader(CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, make_transforms()[1], Reading(size)), 16)
     side, curve, spent = common.Side(device, [64, 128, 256, 512], plain=True, seed=seed), [], 0.0
     loader = common.plain_loader(find_pairs(o.TRAIN_IMG_DIR, o.TRAIN_MASK_DIR), 16, size)
     while spent < seconds:
@@ -99,9 +100,9 @@ def smp_dice(o: Any, seconds: float, seed: int) -> tuple[float, float]:
     )
     normal = A.Normalize(), *make_transforms()[1].transforms[1:]
     flips = A.HorizontalFlip(), A.RandomBrightnessContrast(0.3, 0.3, p=1)
-    train_set = CarvanaDataset(o.TRAIN_IMG_DIR, o.TRAIN_MASK_DIR, A.Compose([*flips, *normal]), size=padded)
-    images = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, A.Compose(normal), size=padded)
-    targets = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, A.Compose(normal), size=size)
+    train_set = CarvanaDataset(o.TRAIN_IMG_DIR, o.TRAIN_MASK_DIR, A.Compose([*flips, *normal]), Reading(padded))
+    images = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, A.Compose(normal), Reading(padded))
+    targets = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, A.Compose(normal), Reading(size))
     with tempfile.TemporaryDirectory() as folder:
         for data in (train_set, images, targets):
             data.use_cache(folder)

@@ -50,12 +50,12 @@ def measure(o: Any) -> Iterator[str]:
     """The lines of the tables."""
     pairs = find_pairs(o.images, o.masks)
     device, workers = choose_device(), count_cores()
-    model, size, _, precision = predict.load_network(o.checkpoint, device)
+    model, reading, precision = predict.load_network(o.checkpoint, device)
     network = partial(predict.predict_logits, model, precision=precision)
-    read = partial(predict.read_item, size=size, transform=make_transforms()[1])
+    read = partial(predict.read_item, reading=reading, transform=make_transforms()[1])
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(o.number)]
     masks = [read_mask(pairs[i % len(pairs)][1]).astype(bool) for i in range(min(16, o.number))]
-    images = torch.rand(predict.BATCH_SIZE, 3, *size)
+    images = torch.rand(predict.BATCH_SIZE, 3, *reading.size)
     there = images.to(device)
     batches = -(-len(chosen) // predict.BATCH_SIZE)
     seen = next(predict.predict_items([read(chosen[0])], 1, network))
@@ -66,7 +66,8 @@ def measure(o: Any) -> Iterator[str]:
             list(predict.in_order(pool, function, items, predict.BATCH_SIZE + workers))
 
     def whole(finish: Callable[[Any], Any]) -> None:
-        list(predict.predict_images(chosen, size, network, finish, batch_size=predict.BATCH_SIZE, workers=workers))
+        settings = {"batch_size": predict.BATCH_SIZE, "workers": workers}
+        list(predict.predict_images(chosen, reading, network, finish, **settings))
 
     def on_device() -> None:
         with torch.inference_mode(), autocast(device, precision):
@@ -90,7 +91,7 @@ def measure(o: Any) -> Iterator[str]:
             "encoding alone, one thread": lambda: [encode(masks[i % len(masks)]) for i in range(len(chosen))],
         }
         rounds = common.take_turns(5, *(partial(times, work) for work in stages.values()))
-    what = f"{len(chosen)} images at {size[1]}x{size[0]}, {workers} reading and writing"
+    what = f"{len(chosen)} images at {reading.size[1]}x{reading.size[0]}, {workers} reading and writing"
     yield f"{common.describe_machine(device, precision)}; {what}\n"
     yield from common.table_head("stage", "images/s", "ms of processor time each", f"hours for {KAGGLES:,} images")
     for name, figures in zip(stages, rounds, strict=True):

@@ -34,7 +34,7 @@ from support.device import choose_device, choose_num_workers
 from support.errors import counted
 from support.options import ConstantParser
 from support.pairs import find_pairs
-from support.reading import Pair
+from support.reading import Pair, Reading
 from utils import get_loaders
 
 IMG_DIR = "data/train_images/"  # images to read
@@ -70,7 +70,7 @@ def reading(pairs: list[Pair], o: Any) -> list[str]:
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     plain, numbers = common.PlainDataset(pairs, size), range(len(pairs))
     folders = pairs[0][0].parent, pairs[0][1].parent
-    first, later = (CarvanaDataset(*folders, make_transforms()[0], size=size) for _ in range(2))
+    first, later = (CarvanaDataset(*folders, make_transforms()[0], Reading(size)) for _ in range(2))
 
     def first_pass() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def loaders(folder: Path, o: Any, device: torch.device, pairs: list[Pair]) -> tu
     size = (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
     dirs = (pairs[0][0].parent, pairs[0][1].parent)
     workers = choose_num_workers("auto", device)
-    options = {"size": size, "cache_dir": folder / "cache", "drop_last": True}
+    options = {"reading": Reading(size), "cache_dir": folder / "cache", "drop_last": True}
     ours, _ = get_loaders(*dirs, *dirs, o.BATCH_SIZE, *make_transforms(), workers, **options)
     return common.plain_loader(pairs, o.BATCH_SIZE, size), ours
 

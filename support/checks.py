@@ -7,6 +7,7 @@ and validation together. A refusal names each file; a warning stands for all of 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from os.path import samefile
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from support.errors import BadInput, counted, refuse, warn
 from support.pairs import CARVANA_NAME
 from support.preparation import Prepared
-from support.reading import Classes, Size, ceiling, read_mask
+from support.reading import Metadata, Reading, Size, ceiling, read_mask
 
 CEILING = 0.95  # Dice at full size that perfect masks should be able to have
 KEPT = 0.5  # of a mask's foreground: with less at the network's size, it has lost too much
@@ -37,7 +38,7 @@ def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop
     """
     smallest, size, names = (
         2**levels,
-        train.size or (crop, crop),
+        train.reading.size or (crop, crop),
         "CROP" if crop else "IMAGE_HEIGHT and IMAGE_WIDTH",
     )
     if min(size) < smallest:
@@ -99,12 +100,14 @@ def report(folder: Prepared, origins: Mapping[str, Any] = MappingProxyType({})) 
     if shares:
         mean = sum(shares) / len(shares)
         parts += [ends, f"foreground {mean:.1%} on average, {min(shares):.1%} to {max(shares):.1%}"]
-    if folder.classes.multiclass:
+    if folder.reading.classes.multiclass:
         parts.append(f"classes {' '.join(map(str, found)) or 'none'}")
     counts = {"car": _cars(folder), "skipped file": folder.scan.skipped}
     parts += [counted(len(items), noun) for noun, items in counts.items() if items]
-    if folder.size and shares and _ceiling(folder) < 0.9995:
-        parts.append(f"perfect masks of {folder.size[1]}x{folder.size[0]} would score {_ceiling(folder):.3f}")
+    if folder.reading.size and shares and _ceiling(folder) < 0.9995:
+        parts.append(
+            f"perfect masks of {folder.reading.size[1]}x{folder.reading.size[0]} would score {_ceiling(folder):.3f}"
+        )
     print(f"{folder.image_dir}: {'; '.join(parts)}")
     _warn(WARNED, folder, origins=origins)
 
@@ -132,9 +135,9 @@ def _classes(folder: Prepared) -> list[int]:
 
 def _missing(folder: Prepared) -> list[int]:
     """Of several classes, those in no mask. If there are no classes but the background, something else is wrong."""
-    if not folder.classes.multiclass or not any(_classes(folder)):
+    if not folder.reading.classes.multiclass or not any(_classes(folder)):
         return []
-    return sorted({*range(folder.classes.count)} - {*_classes(folder)})
+    return sorted({*range(folder.reading.classes.count)} - {*_classes(folder)})
 
 
 def _all_background(folder: Prepared) -> list[tuple[Any, int]]:
@@ -151,13 +154,13 @@ def _ceiling(folder: Prepared) -> float:
 def _low_ceiling(folder: Prepared) -> list[tuple[Any, str]]:
     """The folder of masks, if perfect ones would score less than CEILING, with what they would at twice the
     size."""
-    if not folder.size or not folder.metadata or (score := _ceiling(folder)) >= CEILING:
+    if not folder.reading.size or not folder.metadata or (score := _ceiling(folder)) >= CEILING:
         return []
-    height, width = folder.size
+    height, width = folder.reading.size
     twice = []
     for (_, mask), m in list(folder.metadata.items())[:: max(1, len(folder.metadata) // 8)]:
         size = min(2 * height, m.size[0]), min(2 * width, m.size[1])
-        twice.append(ceiling(read_mask(mask, None, folder.classes), read_mask(mask, size, folder.classes)))
+        twice.append(ceiling(*(read_mask(mask, replace(folder.reading, size=s)) for s in (None, size))))
     then = f"at {2 * width}x{2 * height}, {sum(twice) / len(twice):.2f}; with CROP, 1.00"
     return [(folder.mask_dir, f"{score:.2f} at their own size when the network sees {width}x{height}; {then}")]
 
@@ -171,29 +174,30 @@ def _lost(folder: Prepared, vanished: bool) -> list[tuple[Any, str]]:
     if not lost or vanished != (empty > len(drawn) / 2):
         return []
     worst = min(lost, key=lambda mask: lost[mask].scaled_foreground / lost[mask].foreground)
-    width, height = _size_that_keeps(worst, lost[worst].size, lost[worst].foreground, folder.classes)[::-1]
-    detail = f"{folder.size[1]}x{folder.size[0]}; at {width}x{height} it would be kept"
+    width, height = _size_that_keeps(worst, lost[worst], folder.reading)[::-1]
+    detail = f"{folder.reading.size[1]}x{folder.reading.size[0]}; at {width}x{height} it would be kept"
     if vanished:
         return [(folder.mask_dir, f"{empty} of {len(drawn)} masks at {detail}")]
     return [(mask, detail) for mask in (worst, *(lost.keys() - {worst}))]
 
 
-def _size_that_keeps(mask: Any, own: Size, foreground: float, classes: Classes) -> Size:
+def _size_that_keeps(mask: Any, metadata: Metadata, reading: Reading) -> Size:
     """The smallest of the whole fractions of a mask's own size that keeps its foreground."""
     for divisor in range(16, 1, -1):
-        size = own[0] // divisor, own[1] // divisor
-        if min(size) and (read_mask(mask, size, classes) % 255 > 0).mean() >= KEPT * foreground:
+        size = metadata.size[0] // divisor, metadata.size[1] // divisor
+        kept = min(size) and (read_mask(mask, replace(reading, size=size)) % 255 > 0).mean()
+        if kept >= KEPT * metadata.foreground:
             return size
-    return own
+    return metadata.size
 
 
 def _vanished(folder: Prepared) -> list[tuple[Any, str]]:
     """Of several classes, those in masks but in none of them at the network's size."""
     scaled = {n for m in folder.metadata.values() for n, share in enumerate(m.scaled_shares) if share}
-    gone = {*_classes(folder)} - scaled if folder.classes.multiclass else set()
-    if not folder.size:
+    gone = {*_classes(folder)} - scaled if folder.reading.classes.multiclass else set()
+    if not folder.reading.size:
         return []
-    size = f"{folder.size[1]}x{folder.size[0]}"
+    size = f"{folder.reading.size[1]}x{folder.reading.size[0]}"
     return [(folder.mask_dir, f"class {number} is in no mask at {size}") for number in sorted(gone) if number]
 
 
@@ -226,12 +230,12 @@ REFUSED = (
         "Save all masks with one palette, or with class numbers as gray values",
     ),
     Rule(  # one without foreground is a fair example; a folder of them is a mistake
-        lambda f: [] if f.classes.multiclass else _all_background(f),
+        lambda f: [] if f.reading.classes.multiclass else _all_background(f),
         "all {} masks are background alone",
         "Foreground is 1, or 128 and up: look at the masks",
     ),
     Rule(  # black-and-white masks, whose 255 is ignored
-        lambda f: _all_background(f) if f.classes.multiclass else [],
+        lambda f: _all_background(f) if f.reading.classes.multiclass else [],
         "all {} masks hold nothing but background and ignored pixels",
         "Give NUM_CLASSES 1 for masks in black and white",
     ),
@@ -244,7 +248,9 @@ REFUSED = (
 WARNED = (
     Rule(
         lambda f: (
-            (mask, "") for (_, mask), m in f.metadata.items() if m.foreground == 1 and not f.classes.multiclass
+            (mask, "")
+            for (_, mask), m in f.metadata.items()
+            if m.foreground == 1 and not f.reading.classes.multiclass
         ),
         "foreground in every pixel",
         "Look whether the mask is meant so",

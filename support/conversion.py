@@ -13,7 +13,7 @@ from PIL import Image
 from support.errors import BadInput, counted
 from support.pairs import IMAGE_SUFFIXES, MASK_ENDINGS
 from support.preparation import Prepared
-from support.reading import IGNORED, Classes, Pair, read_mask, read_values
+from support.reading import IGNORED, Classes, Pair, Reading, read_mask, read_values
 
 VALUES = re.compile(r"values up to|a mask in colour|a palette in colour, whose black")  # findings about one class
 SPECIAL = dict.fromkeys(("ignore", "void", "unlabelled", "unlabeled"), IGNORED) | {"background": 0, "bg": 0}
@@ -73,7 +73,7 @@ def convert(
         elif masks[0].suffix.lower() not in MASK_ENDINGS:
             values = read_values(masks[0])
         elif meaning.ignore_index != IGNORED:
-            values = read_mask(masks[0], classes=Classes(meaning.num_classes, meaning.ignore_index))
+            values = read_mask(masks[0], Reading(classes=Classes(meaning.num_classes, meaning.ignore_index)))
         if values is None:
             return (image, masks[0]), shares
         Image.fromarray(values).save(mask := scratch / f"{name}.mask.png")
@@ -177,7 +177,7 @@ def classes_in(prepared: Prepared, ignored: int) -> Classes:
     """The classes of masks that aren't all of one. Raises BadInput that names an option, if they don't tell."""
     refused = {error.subject: error for error in prepared.bad if VALUES.match(error.finding)}
     if not refused:
-        return prepared.classes
+        return prepared.reading.classes
     paths = [mask for _, mask in prepared.scan.pairs]
     colours = [mask for mask in paths if str(mask) in refused and "colour" in refused[str(mask)].finding]
     if colours:

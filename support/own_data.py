@@ -10,6 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from support.errors import BadInput, by_cause, counted, refuse, warn
 from support.layouts import Match, listed, match, plain_names, side, tell_apart
 from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
 from support.preparation import Prepared, prepare
-from support.reading import IGNORED, WHITE, Classes, Pair, Size, image_size
+from support.reading import IGNORED, WHITE, Classes, Pair, Reading, Size, image_size
 
 OTHER_SUFFIXES = (".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".heif", ".npy", ".dcm", ".svg", ".psd")
 AREA = 160 * 240  # pixels of the size that is suggested
@@ -87,17 +88,18 @@ def make_plain(
     scan = Scan(list(pairs), [], unused, [], skipped)
     folders = (sources[0], sources[min(1, len(sources) - 1)])
     cache = cache_dir if not origins else ""
-    bands = meaning.in_channels or 3, meaning.range or WHITE
-    prepared = prepare(*folders, size, cache, classes, bands, scan)
+    reading = Reading(size, classes, meaning.in_channels or 3, meaning.range or WHITE)
+    prepared = prepare(*folders, reading, cache, scan)
     if not (drawn or colours or meaning.foreground or meaning.num_classes):
         classes = classes_in(prepared, meaning.ignore_index)
         if classes.multiclass:
             print(f"masks hold the numbers 0 to {classes.count - 1}: NUM_CLASSES is {classes.count}")
-            prepared = prepare(*folders, size, cache, classes, bands, scan)
+            reading = replace(reading, classes=classes)
+            prepared = prepare(*folders, reading, cache, scan)
     shape = median_shape([m.size for m in prepared.metadata.values()] or [size])
     while may_grow and size[0] < shape[0] and any(e.finding.startswith("too thin") for e in refusals(prepared)):
         size = tuple(-(-side * 3 // 2) // 16 * 16 for side in size)  # more of thin things is left there
-        prepared = prepare(*folders, size, cache, classes, bands, scan)
+        prepared = prepare(*folders, replace(reading, size=size), cache, scan)
     return _without_bad(Plain(pairs, prepared, names, origins), bad, meaning)
 
 
@@ -297,7 +299,7 @@ def suggest_size(sizes: Sequence[Size | None]) -> Size:
 
 def describe(plain: Plain) -> str:
     """The share of pixels of each class, the median shape, and a size to train at."""
-    metadata, classes = plain.prepared.metadata.values(), plain.prepared.classes
+    metadata, classes = plain.prepared.metadata.values(), plain.prepared.reading.classes
     names = plain.names or ([] if classes.multiclass else ["background", "foreground"])
     totals = np.sum([np.multiply(m.shares, m.size[0] * m.size[1]) for m in metadata], axis=0)
     pixels = sum(m.size[0] * m.size[1] for m in metadata)
@@ -307,7 +309,7 @@ def describe(plain: Plain) -> str:
     )
     if (ignored := 1 - totals.sum() / pixels) > 5e-4:
         shares += f", ignored {ignored:.1%}"
-    (height, width), size = median_shape([m.size for m in metadata]), plain.prepared.size
+    (height, width), size = median_shape([m.size for m in metadata]), plain.prepared.reading.size
     return (
         f"pixels: {shares}\nmedian shape {width}x{height}; a size to train at: {size[1]}x{size[0]} (width x height)"
     )

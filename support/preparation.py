@@ -23,7 +23,7 @@ from support.device import count_cores
 from support.errors import BadInput, explain_limits, warn
 from support.files import whole_file, writable_folder
 from support.pairs import Scan, scan
-from support.reading import ONE_CLASS, RGB, Bands, Classes, Metadata, Pair, Size, image_size, inspect_pair
+from support.reading import Metadata, Pair, Reading, Size, image_size, inspect_pair
 from support.workers import init_worker, kill_workers_at_exit
 
 VERSION = 7  # of the records' layout and of how files are read: raise it with either, and caches are made anew
@@ -58,8 +58,7 @@ class Prepared(NamedTuple):
 
     image_dir: Path
     mask_dir: Path
-    size: Size | None  # that images and masks were scaled to; None if they keep their own
-    classes: Classes
+    reading: Reading
     scan: Scan
     metadata: dict[Pair, Metadata]  # of the pairs that can be read
     bad: list[BadInput]  # what is wrong with the others
@@ -69,38 +68,35 @@ class Prepared(NamedTuple):
 def prepare(
     image_dir: str | Path,
     mask_dir: str | Path,
-    size: Size | None,
+    reading: Reading,
     cache_dir: str | Path = "",
-    classes: Classes = ONE_CLASS,
-    bands: Bands = RGB,
     found: Scan | None = None,
 ) -> Prepared:
-    """Read every pair of two folders once, in several processes, scaled to `size`, (height, width), or as it is.
-    `found` is what they hold, if that is known.
+    """Read every pair of two folders once, in several processes. `found` is what they hold, if that is known.
 
     With `cache_dir`, nothing is read a second time until a file's name, length or time of change is another, or the
-    size, the classes, the bands or VERSION. If the folder can't be written or has no room, a line says so and
-    nothing is kept. Raises BadInput for a missing or empty folder; what is wrong with a file is in the result.
+    `reading` or VERSION. If the folder can't be written or has no room, a line says so and nothing is kept. Raises
+    BadInput for a missing or empty folder; what is wrong with a file is in the result.
     """
     found = found or scan(image_dir, mask_dir)
     keeps = cache_dir and found.pairs and not found.bad
-    path = _cache_path(found.pairs, size, cache_dir, classes, bands) if keeps else None
+    path = _cache_path(found.pairs, reading, cache_dir) if keeps else None
     results = _recall(path) if path else None
     if results is None:
-        if path and not path.exists() and not _has_room(path, found.pairs, size, bands[0]):
+        if path and not path.exists() and not _has_room(path, found.pairs, reading):
             path = None
-        results = _read_all(found.pairs, size, classes, bands, path)
+        results = _read_all(found.pairs, reading, path)
     metadata = {p: result for p, result in zip(found.pairs, results, strict=True) if isinstance(result, Metadata)}
     bad = [*found.bad, *(result for result in results if isinstance(result, BadInput))]
-    sizes = [size or m.size for m in metadata.values()]
-    records = Records(path, sizes, bands[0]) if path and path.exists() else None
-    return Prepared(Path(image_dir), Path(mask_dir), size, classes, found, metadata, bad, records)
+    sizes = [reading.size or m.size for m in metadata.values()]
+    records = Records(path, sizes, reading.channels) if path and path.exists() else None
+    return Prepared(Path(image_dir), Path(mask_dir), reading, found, metadata, bad, records)
 
 
 class _Pairs(Dataset):
     """The record of each pair and its metadata, or what is wrong with it."""
 
-    def __init__(self, pairs: list[Pair], *reading: Any) -> None:
+    def __init__(self, pairs: list[Pair], reading: Reading) -> None:
         self.pairs, self.reading = pairs, reading
 
     def __len__(self) -> int:
@@ -108,22 +104,20 @@ class _Pairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray | None, Metadata | BadInput]:
         try:
-            image, mask, metadata = inspect_pair(self.pairs[index], *self.reading)
+            image, mask, metadata = inspect_pair(self.pairs[index], self.reading)
         except BadInput as error:
             return None, error
         return np.concatenate([image.ravel(), mask.ravel()]), metadata
 
 
-def _read_all(
-    pairs: list[Pair], size: Size | None, classes: Classes, bands: Bands, path: Path | None
-) -> list[Metadata | BadInput]:
+def _read_all(pairs: list[Pair], reading: Reading, path: Path | None) -> list[Metadata | BadInput]:
     """Read every pair. With `path`, the records go there and the metadata beside them, if every pair can be
     read."""
     if not pairs:
         return []
     workers = min(count_cores(), len(pairs) // 16)  # a process isn't worth starting for a few files
     loader = DataLoader(
-        _Pairs(pairs, size, classes, bands),
+        _Pairs(pairs, reading),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers if workers > 1 else 0,
@@ -169,12 +163,12 @@ def _recall(path: Path) -> list[Metadata] | None:
         return None
 
 
-def _cache_path(pairs: list[Pair], size: Size | None, folder: str | Path, classes: Classes, bands: Bands) -> Path:
+def _cache_path(pairs: list[Pair], reading: Reading, folder: str | Path) -> Path:
     """The file of the records: folders, size, and a digest of all that changes its content."""
     folders = sorted({str(file.parent.resolve()) for pair in pairs for file in pair})
-    content = repr((VERSION, classes, bands, size, [_stamp(file) for pair in pairs for file in pair]))
+    content = repr((VERSION, reading, [_stamp(file) for pair in pairs for file in pair]))
     home, digest = (hashlib.sha256(os.fsencode(text)).hexdigest() for text in ("\n".join(folders), content))
-    kind = f"{size[1]}x{size[0]}" if size else "own_size"
+    kind = f"{reading.size[1]}x{reading.size[0]}" if reading.size else "own_size"
     return Path(folder, f"{home[:12]}_{kind}_{digest[:16]}.bin")
 
 
@@ -186,9 +180,11 @@ def _stamp(file: Path) -> tuple[str, int, int]:
     return file.name, 0, 0
 
 
-def _has_room(path: Path, pairs: list[Pair], size: Size | None, channels: int) -> bool:
+def _has_room(path: Path, pairs: list[Pair], reading: Reading) -> bool:
     try:
-        needed = sum((channels + 1) * math.prod(size or image_size(image) or ()) for image, _ in pairs)
+        needed = sum(
+            (reading.channels + 1) * math.prod(reading.size or image_size(image) or ()) for image, _ in pairs
+        )
         if needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(path.parent)).free:
             return True
         finding = f"no room for {needed / 1e9:.1f} GB of decoded images"

@@ -49,9 +49,7 @@ NO_IMAGES = (
 
 Size = tuple[int, int]  # (height, width) in pixels, as arrays and tensors have it
 Pair = tuple[Path, Path]  # an image and its mask
-Bands = tuple[int, int]  # of images: how many there are, and the highest value of those with 16 bits
 WHITE = 2**16 - 1  # of 16 bits
-RGB: Bands = (3, WHITE)
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,19 @@ class Classes:
 ONE_CLASS = Classes()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How files become arrays. The defaults are RGB and one class, at the images' own sizes."""
+
+    size: Size | None = None  # (height, width) that images and masks are scaled to; None keeps their own
+    classes: Classes = ONE_CLASS
+    channels: int = 3  # of images: 1 is gray and 3 RGB, whatever a file holds; of others it must have as many
+    highest: int = WHITE  # value of 16 bits, which becomes 255
+
+
+AS_IS = Reading()
+
+
 class Metadata(NamedTuple):
     """What reading a pair tells beside its pixels."""
 
@@ -106,21 +117,19 @@ class Metadata(NamedTuple):
         return [number for number, share in enumerate(self.shares) if share]
 
 
-def read_image(path: str | Path, size: Size | None = None, channels: int = 3, highest: int = WHITE) -> np.ndarray:
-    """An image as uint8 (H, W, channels), rotated as its EXIF orientation says. Of 16 bits, 0 to `highest` become
-    0 to 255. One channel is gray and three are RGB, whatever the file holds; of others it must have as many.
+def read_image(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
+    """An image as uint8 (H, W, channels), rotated as its EXIF orientation says.
 
-    With `size`, it is scaled to (height, width) by averaging over areas. A JPEG is then decoded at the smallest
-    DCT scale of at least three times that, which gives the same to one gray level on average, and is several times
-    faster.
+    With a size, it is scaled by averaging over areas. A JPEG is then decoded at the smallest DCT scale of at least
+    three times that, which gives the same to one gray level on average, and is several times faster.
     """
-    return read_with_size(path, size, (channels, highest))[0]
+    return read_with_size(path, reading)[0]
 
 
-def read_with_size(path: str | Path, size: Size | None = None, bands: Bands = RGB) -> tuple[np.ndarray, Size]:
+def read_with_size(path: str | Path, reading: Reading = AS_IS) -> tuple[np.ndarray, Size]:
     """What `read_image` gives, and the (height, width) that the upright image has before it is scaled."""
-    decoded = _decode(path, _read_bytes(path), size, bands)
-    return _to_image(decoded, path, size, bands), decoded.size
+    decoded = _decode(path, _read_bytes(path), reading)
+    return _to_image(decoded, path, reading), decoded.size
 
 
 def _open_tiff(source: Path | io.BytesIO) -> Any:
@@ -146,17 +155,17 @@ def image_size(path: Path) -> Size | None:
         return None
 
 
-def read_mask(path: str | Path, size: Size | None = None, classes: Classes = ONE_CLASS) -> np.ndarray:
+def read_mask(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
     """A mask as uint8 (H, W) in {0, 1}; of several classes, in {0, ..., count - 1, IGNORED}.
 
     A palette of grays is read by its colours, a coloured one by index. Values in {0, 1} stand as they are;
-    otherwise foreground is 128 and up. With `size`, a pixel is foreground if at least half of its area is: so the
+    otherwise foreground is 128 and up. With a size, a pixel is foreground if at least half of its area is: so the
     mask stays centred on its image, and nearest-neighbour scaling would shift it.
 
-    Of several classes, a palette is read by index and anything else by value, and with `size` a pixel is of the
+    Of several classes, a palette is read by index and anything else by value, and with a size a pixel is of the
     class, or of the ignored, with most of its area. Raises BadInput for a value that is neither.
     """
-    return _scale_mask(_to_mask(_decode(path, _read_bytes(path)), path, classes).values, size, classes)
+    return _scale_mask(_to_mask(_decode(path, _read_bytes(path)), path, reading.classes).values, reading)
 
 
 def read_values(path: str | Path, colour: bool = False) -> np.ndarray:
@@ -170,36 +179,32 @@ def read_values(path: str | Path, colour: bool = False) -> np.ndarray:
     return (values if values.ndim == 2 else values[..., 0]) * 1 if gray else values
 
 
-def read_pair(
-    pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS, bands: Bands = RGB
-) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndarray]:
     """An image, as of `read_image`, and its mask, as of `read_mask`. Raises BadInput if their sizes differ."""
-    return inspect_pair(pair, size, classes, bands)[:2]
+    return inspect_pair(pair, reading)[:2]
 
 
-def inspect_pair(
-    pair: Pair, size: Size | None = None, classes: Classes = ONE_CLASS, bands: Bands = RGB
-) -> tuple[np.ndarray, np.ndarray, Metadata]:
+def inspect_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndarray, Metadata]:
     """What `read_pair` gives, and the metadata that the same reading tells."""
     contents = [_read_bytes(path) for path in pair]
     if contents[0] == contents[1]:
         raise BadInput(pair[1], "byte for byte its image", "Put the mask in its place")
-    image, decoded = _decode(pair[0], contents[0], size, bands), _decode(pair[1], contents[1])
+    image, decoded = _decode(pair[0], contents[0], reading), _decode(pair[1], contents[1])
     must_match(pair[1], decoded.size, image.size, image.orientation >= 5)
-    mask = _to_mask(decoded, pair[1], classes)
-    scaled = _scale_mask(mask.values, size, classes)
+    mask = _to_mask(decoded, pair[1], reading.classes)
+    scaled = _scale_mask(mask.values, reading)
     unseen = image.orientation in (2, 3, 4) or (image.orientation >= 5 and image.size[0] == image.size[1])
     metadata = Metadata(
         image.size,
-        _shares(mask.values, classes),
-        _shares(scaled, classes),
+        _shares(mask.values, reading.classes),
+        _shares(scaled, reading.classes),
         ceiling(mask.values, scaled),
         mask.between,
         unseen and decoded.orientation == 1,
         hashlib.blake2b(contents[0], digest_size=16).hexdigest(),
         mask.palette,
     )
-    return _to_image(image, pair[0], size, bands), scaled, metadata
+    return _to_image(image, pair[0], reading), scaled, metadata
 
 
 def ceiling(mask: np.ndarray, scaled: np.ndarray) -> float:
@@ -242,13 +247,13 @@ def _read_bytes(path: str | Path) -> bytes:
         raise BadInput(path, f"can't be read ({error.strerror})", "Replace or remove it") from error
 
 
-def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Bands = RGB) -> _Decoded:
-    """Decode a file's bytes, no finer than `size` needs; whatever goes wrong becomes a BadInput that names it."""
+def _decode(path: str | Path, data: bytes, reading: Reading = AS_IS) -> _Decoded:
+    """Decode a file's bytes, no finer than the size needs; whatever goes wrong becomes a BadInput that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd tags, say, which change nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if bands[0] not in (1, 3) and data[:4] in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"):
+            if reading.channels not in (1, 3) and data[:4] in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"):
                 values, orientation = _tiff_values(path, data)
                 return _Decoded(None, values.shape[:2], orientation, False, values.itemsize == 2, values)
             image = Image.open(io.BytesIO(_pixels_alone(data)), formats=FORMATS)
@@ -259,7 +264,9 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Band
             raw_modes = "".join(str(tile[3]).partition(",")[0] for tile in image.tile)  # before EXIF decodes a PNG
             orientation, deep = _orientation(image), planar or "16" in raw_modes or image.mode.startswith("I;16")
             deep = deep and image.format in ("PNG", "TIFF")  # of a BMP, it is a whole pixel that has 16
-            if deep and len(image.getbands()) > 1 and (planar or bands[1] < WHITE):  # rubbish, or the upper 8 bits
+            if (
+                deep and len(image.getbands()) > 1 and (planar or reading.highest < WHITE)
+            ):  # rubbish, or the upper 8 bits
                 if image.format == "TIFF":
                     values = _tiff_values(path, data)[0]
                 else:
@@ -270,8 +277,8 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Band
                 return _Decoded(upper, values.shape[:2], orientation, False, True, values)
             own = image.size[::-1] if orientation < 5 else image.size
             drafted = False
-            if size is not None:
-                wanted = size if orientation >= 5 else size[::-1]
+            if reading.size is not None:
+                wanted = reading.size if orientation >= 5 else reading.size[::-1]
                 drafted = image.draft(None, tuple(3 * side for side in wanted)) is not None
             image.load()
             if orientation > 1 and image.format != "TIFF":  # Pillow does this for a TIFF by itself
@@ -280,7 +287,7 @@ def _decode(path: str | Path, data: bytes, size: Size | None = None, bands: Band
     except BadInput:
         raise
     except Image.UnidentifiedImageError as error:
-        what, remedy = _tiff_layout(data, bands[0]) or next(
+        what, remedy = _tiff_layout(data, reading.channels) or next(
             words for start, *words in NO_IMAGES if re.match(start, data[:64], re.I | re.S)
         )
         raise BadInput(path, f"can't be read as an image ({what})", remedy) from error
@@ -359,8 +366,9 @@ def _tiff_layout(data: bytes, channels: int) -> tuple[str, str] | None:
     return None
 
 
-def _to_image(decoded: _Decoded, path: str | Path, size: Size | None, bands: Bands = RGB) -> np.ndarray:
-    (channels, highest), image, values = bands, decoded.image, decoded.values
+def _to_image(decoded: _Decoded, path: str | Path, reading: Reading) -> np.ndarray:
+    size, channels, highest = reading.size, reading.channels, reading.highest
+    image, values = decoded.image, decoded.values
     if values is None and image.mode in ("I", "F"):
         raise BadInput(path, f"pixels of type {image.mode}, whose range is unknown", "Save it with 8 bits")
     if values is None and (image.mode.startswith("I;16") or channels not in (1, 3)):
@@ -466,11 +474,12 @@ def _to_classes(
     return np.where(values == classes.ignored, np.uint8(IGNORED), values)
 
 
-def _scale_mask(mask: np.ndarray, size: Size | None, classes: Classes) -> np.ndarray:
+def _scale_mask(mask: np.ndarray, reading: Reading) -> np.ndarray:
     """A mask at (height, width), by areas."""
+    size = reading.size
     if size is None or mask.shape == size:
         return mask
-    if not classes.multiclass:
+    if not reading.classes.multiclass:
         return (_area(mask, size) >= 0.5 - 1e-6).astype(np.uint8)
     scaled, most = np.zeros(size, np.uint8), np.zeros(size, np.float32)
     for number in np.unique(mask):

@@ -26,7 +26,7 @@ from losses import CEDiceLoss
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput, run_script
 from support.preparation import prepare
-from support.reading import IGNORED, Classes, inspect_pair, read_mask
+from support.reading import IGNORED, Classes, Reading, inspect_pair, read_mask
 from support.sample import BACKGROUND, BODY, PARTS, WHEELS, WINDOWS, make_sample, render
 from support.visualize import (
     COLOURS,
@@ -66,14 +66,14 @@ def palette_picture(mask: np.ndarray, colours: np.ndarray = PALETTE) -> Image.Im
 )
 def test_every_way_to_write_numbers(tmp_path, name, picture):
     picture.save(tmp_path / name, optimize=False)  # else a GIF gets other numbers
-    np.testing.assert_array_equal(read_mask(tmp_path / name, classes=THREE), MASK)
+    np.testing.assert_array_equal(read_mask(tmp_path / name, Reading(classes=THREE)), MASK)
 
 
 def test_one_bit_is_two_classes_and_another_number_may_be_ignored(tmp_path):
     Image.fromarray(MASK == 1).save(tmp_path / "bits.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png", classes=Classes(2)), MASK == 1)
+    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png", Reading(classes=Classes(2))), MASK == 1)
     Image.fromarray(np.where(MASK == 255, 7, MASK).astype(np.uint8)).save(tmp_path / "seven.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "seven.png", classes=Classes(3, 7)), MASK)
+    np.testing.assert_array_equal(read_mask(tmp_path / "seven.png", Reading(classes=Classes(3, 7))), MASK)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_is_no_mask_of_classes_is_refused(tmp_path, mask, suffix, classes, 
         tmp_path / f"m{suffix}"
     )
     with pytest.raises(BadInput, match=message):
-        read_mask(tmp_path / f"m{suffix}", classes=classes)
+        read_mask(tmp_path / f"m{suffix}", Reading(classes=classes))
 
 
 def test_a_pixel_is_of_the_class_with_most_of_its_area(tmp_path):
@@ -111,7 +111,7 @@ def test_a_pixel_is_of_the_class_with_most_of_its_area(tmp_path):
     palette_picture(mask).save(tmp_path / "m.png")
     blocks = mask.reshape(20, 3, 30, 3).transpose(0, 2, 1, 3).reshape(20, 30, 9)
     areas = np.stack([(blocks == value).sum(-1) for value in (0, 1, 2, 255)], -1)
-    small = read_mask(tmp_path / "m.png", (20, 30), THREE)
+    small = read_mask(tmp_path / "m.png", Reading((20, 30), THREE))
     chosen = np.searchsorted([0, 1, 2, 255], small)[..., None]
     assert (np.take_along_axis(areas, chosen, -1)[..., 0] == areas.max(-1)).all()
     assert np.unique(small).tolist() == [0, 1, 2, 255]
@@ -121,7 +121,7 @@ def test_two_classes_are_read_as_one_is_at_any_size(tmp_path):
     y, x = np.mgrid[:97, :131]
     Image.fromarray(((x - 70) ** 2 + (y - 40) ** 2 < 900).astype(np.uint8)).save(tmp_path / "m.png")
     for size in (None, (24, 33), (40, 131), (150, 200)):
-        one, two = (read_mask(tmp_path / "m.png", size, classes) for classes in (Classes(), Classes(2)))
+        one, two = (read_mask(tmp_path / "m.png", Reading(size, classes)) for classes in (Classes(), Classes(2)))
         assert (one != two).mean() < 0.002, size  # where a half is rounded
 
 
@@ -144,9 +144,10 @@ def test_a_cache_of_other_classes_is_never_used(tmp_path):
     write_classes(tmp_path, "ab", (0, 1))
     seen = []
     for classes in (Classes(), Classes(2), THREE, Classes(2, 7), Classes(2)):
-        dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=(8, 12), classes=classes)
-        prepared = prepare(tmp_path / "i", tmp_path / "m", (8, 12), tmp_path / "cache", classes)
-        expected = [inspect_pair(pair, (8, 12), classes)[2] for pair in dataset.pairs]
+        reading = Reading((8, 12), classes)
+        dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", reading=reading)
+        prepared = prepare(tmp_path / "i", tmp_path / "m", reading, tmp_path / "cache")
+        expected = [inspect_pair(pair, reading)[2] for pair in dataset.pairs]
         assert list(prepared.metadata.values()) == expected
         dataset.use_cache(tmp_path / "cache")
         seen.append(dataset.records.path)
@@ -374,7 +375,7 @@ def test_predicting_classes(trained, rendered, tmp_path, capsys):
 def test_parts_become_classes(rendered):
     mask = sorted((rendered / "val_masks").iterdir())[2]
     _, parts = render(5, 3)
-    np.testing.assert_array_equal(read_mask(mask, classes=THREE), np.where(parts == WINDOWS, BODY, parts))
+    np.testing.assert_array_equal(read_mask(mask, Reading(classes=THREE)), np.where(parts == WINDOWS, BODY, parts))
     assert (BACKGROUND, BODY, WHEELS, WINDOWS) == tuple(PARTS) == (0, 1, 2, 3)
 
 

@@ -18,7 +18,7 @@ from prepare_data import check
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput
 from support.preparation import prepare
-from support.reading import ceiling
+from support.reading import Reading, ceiling
 from support.sliding_window import SlidingWindow, blend
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ def test_records_keep_images_of_any_size(folders, tmp_path):
     images, masks = Path(folders[1]), Path(folders[3])
     Image.open(next(images.iterdir())).resize((40, 20)).save(images / "other.png")
     Image.open(next(masks.iterdir())).resize((40, 20)).save(masks / "other.png")
-    prepared = prepare(images, masks, None, tmp_path / "cache")
+    prepared = prepare(images, masks, Reading(), tmp_path / "cache")
     plain = CarvanaDataset(images, masks)
     assert len(prepared.records) == len(plain) == 13
     for index in range(13):

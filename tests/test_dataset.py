@@ -11,7 +11,7 @@ from PIL import Image
 from dataset import CarvanaDataset, EpochBatches
 from support.errors import BadInput
 from support.pairs import find_pairs
-from support.reading import read_image, read_mask
+from support.reading import Reading, read_image, read_mask
 
 
 def test_item_is_what_the_tutorial_gives(tmp_path):
@@ -115,7 +115,7 @@ def test_broken_files_are_named(tmp_path):
     for content in (b"", b"<html>404</html>", whole[: len(whole) // 2]):
         (tmp_path / "i/a.jpg").write_bytes(content)
         with pytest.raises(BadInput, match=r"a\.jpg: can't be read as an image"):
-            read_image(tmp_path / "i/a.jpg", (16, 24))
+            read_image(tmp_path / "i/a.jpg", Reading((16, 24)))
     mask = tmp_path / "m/a_mask.gif"
     mask.write_bytes(mask.read_bytes()[:12])
     with pytest.raises(BadInput, match=r"a_mask\.gif: can't be read as an image \(damaged or cut short\)"):
@@ -138,7 +138,7 @@ def test_exif_orientation_is_applied_at_every_decoding_scale(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: the left becomes the top
     Image.fromarray(image).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    full, small = read_image(tmp_path / "turned.jpg"), read_image(tmp_path / "turned.jpg", (64, 32))
+    full, small = read_image(tmp_path / "turned.jpg"), read_image(tmp_path / "turned.jpg", Reading((64, 32)))
     assert full.shape == (640, 320, 3) and small.shape == (64, 32, 3)
     assert full[:300].mean() > 250 and full[340:].mean() < 5
     assert small[:30].mean() > 250 and small[34:].mean() < 5
@@ -150,7 +150,7 @@ def test_scaled_mask_covers_at_least_half_of_each_pixel(tmp_path, size, values):
     rng = np.random.default_rng(0)
     picture = np.where(rng.random((60, 90)) < 0.5, *values).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "mask.png")
-    mask = read_mask(tmp_path / "mask.png", size)
+    mask = read_mask(tmp_path / "mask.png", Reading(size))
     foreground = (picture >= (128 if picture.max() > 1 else 1)).astype(np.float32)
     areas = np.asarray(Image.fromarray(foreground).resize(size[::-1], Image.Resampling.BOX))
     clear = np.abs(areas - 0.5) > 0.005  # beyond the rounding to 8 bits
@@ -164,13 +164,13 @@ def test_scaled_mask_covers_at_least_half_of_each_pixel(tmp_path, size, values):
 def test_reduced_decoding_equals_full_decoding_and_area_averaging(carvana, size):
     for path in sorted((carvana / "train_images").iterdir())[:3]:
         full = Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BOX)
-        difference = np.abs(read_image(path, size).astype(int) - np.asarray(full))
+        difference = np.abs(read_image(path, Reading(size)).astype(int) - np.asarray(full))
         assert difference.mean() <= 1
 
 
 def test_real_masks_are_zero_and_one_at_both_sizes(carvana):
     path = sorted((carvana / "train_masks").iterdir())[0]
-    full, small = read_mask(path), read_mask(path, (160, 240))
+    full, small = read_mask(path), read_mask(path, Reading((160, 240)))
     assert full.shape == (1280, 1918) and small.shape == (160, 240)
     np.testing.assert_array_equal(full, np.asarray(Image.open(path).convert("L")) // 255)
     assert set(np.unique(small)) == {0, 1} and abs(full.mean() - small.mean()) < 1e-3
@@ -184,7 +184,7 @@ def test_mask_and_image_stay_aligned_through_augmentation(tmp_path):
     Image.fromarray(blobs).convert("RGB").save(tmp_path / "i/x.png")
     Image.fromarray(blobs).save(tmp_path / "m/x.png")
     transform = A.Compose([A.HorizontalFlip(p=0.5), A.Affine(scale=(0.9, 1.1), rotate=(-5, 5), p=1), ToTensorV2()])
-    dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", transform, size=(80, 120))
+    dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", transform, Reading((80, 120)))
     for epoch in range(20):
         image, mask = dataset[epoch, 0]
         assert ((image[0] >= 128) == (mask > 0)).float().mean() > 0.99

@@ -26,6 +26,7 @@ from support.checkpoint import read_checkpoint
 from support.distributed import Group, end_together, init_distributed
 from support.errors import BadInput, run_script
 from support.preparation import prepare
+from support.reading import Reading
 from support.run import Run
 from utils import check_accuracy, count_overlap, get_loaders
 
@@ -128,7 +129,7 @@ def cache_seen(group: Group, folder: Path) -> tuple[bool, int]:
     """Whether a cache was there before this process asked for it, and which file it then was."""
     with group.main_first():
         before = (folder / "cache").exists()
-        records = prepare(folder / "val_images", folder / "val_masks", (16, 24), folder / "cache").records
+        records = prepare(folder / "val_images", folder / "val_masks", Reading((16, 24)), folder / "cache").records
     return before, os.stat(records.path).st_ino
 
 

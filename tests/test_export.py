@@ -19,7 +19,7 @@ import predict
 import train
 from model import UNET
 from support.errors import run_script
-from support.reading import read_image
+from support.reading import Reading, read_image
 
 ROOT = Path(__file__).parent.parent
 FIXED = [(1, 32, 48), (4, 32, 48)]  # sizes of batches: N, H, W
@@ -80,7 +80,9 @@ def test_files_give_what_the_checkpoint_gives(folder, name, words, sizes):
     network = predict.load_network(folder / f"{name}.pth.tar", torch.device("cpu"))[0]
     for number, height, width in sizes:
         paths = sorted((folder / "VAL_images").iterdir())[:number]
-        images = np.stack([read_image(path, (height, width)) for path in paths]).transpose(0, 3, 1, 2).copy()
+        images = (
+            np.stack([read_image(path, Reading((height, width))) for path in paths]).transpose(0, 3, 1, 2).copy()
+        )
         with torch.inference_mode():
             expected = network(torch.from_numpy(images) / 255)
             if "--LOGITS" not in words:

@@ -16,7 +16,7 @@ from support import preparation
 from support.device import count_cores
 from support.errors import BadInput
 from support.preparation import prepare
-from support.reading import read_mask
+from support.reading import Reading, read_mask
 
 ROOT = Path(__file__).parent.parent
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ SIZE = (16, 24)
 
 
 def dataset_of(folder: Path, size: tuple[int, int] = SIZE) -> CarvanaDataset:
-    dataset = CarvanaDataset(folder / "i", folder / "m", size=size)
+    dataset = CarvanaDataset(folder / "i", folder / "m", reading=Reading(size))
     dataset.use_cache(folder / "cache")
     return dataset
 
@@ -43,7 +43,7 @@ def replace_unnoticed(path: Path) -> None:
 @pytest.mark.parametrize("count", [3, 40])  # in this process, and by several
 def test_a_cached_item_equals_a_read_one(tmp_path, count):
     write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
-    cached, plain = dataset_of(tmp_path), CarvanaDataset(tmp_path / "i", tmp_path / "m", size=SIZE)
+    cached, plain = dataset_of(tmp_path), CarvanaDataset(tmp_path / "i", tmp_path / "m", reading=Reading(SIZE))
     assert cached.records is not None and len(caches(tmp_path)) == 2
     for index in range(count):
         for array, other in zip(cached.read(index), plain.read(index), strict=True):
@@ -137,17 +137,17 @@ def test_a_signal_while_files_are_read_leaves_no_process(tmp_path, number):
 @pytest.mark.parametrize("count", [2, 40])
 def test_one_pass_gives_metadata_and_records_and_is_remembered(tmp_path, count):
     write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
-    plain = CarvanaDataset(tmp_path / "i", tmp_path / "m", size=SIZE)
+    plain = CarvanaDataset(tmp_path / "i", tmp_path / "m", reading=Reading(SIZE))
     expected, shares = plain.read(1), [read_mask(mask).mean() for _, mask in plain.pairs]
-    first = prepare(tmp_path / "i", tmp_path / "m", SIZE, tmp_path / "cache")
+    first = prepare(tmp_path / "i", tmp_path / "m", Reading(SIZE), tmp_path / "cache")
     assert [m.foreground for m in first.metadata.values()] == pytest.approx(shares)
-    scaled = [read_mask(mask, SIZE).mean() for _, mask in plain.pairs]
+    scaled = [read_mask(mask, Reading(SIZE)).mean() for _, mask in plain.pairs]
     assert [m.scaled_foreground for m in first.metadata.values()] == pytest.approx(scaled)
     assert {m.size for m in first.metadata.values()} == {(64, 96)}
     assert len({m.digest for m in first.metadata.values()}) == count
     for path in plain.pairs[1]:
         replace_unnoticed(path)
-    second = prepare(tmp_path / "i", tmp_path / "m", SIZE, tmp_path / "cache")
+    second = prepare(tmp_path / "i", tmp_path / "m", Reading(SIZE), tmp_path / "cache")
     assert second.metadata == first.metadata
     assert all(np.array_equal(array, other) for array, other in zip(expected, second.records[1], strict=True))
 
@@ -155,6 +155,6 @@ def test_one_pass_gives_metadata_and_records_and_is_remembered(tmp_path, count):
 def test_a_cache_folder_that_cannot_be_written_is_warned_of(tmp_path, capsys):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
     (tmp_path / "file").touch()
-    found = prepare(tmp_path / "i", tmp_path / "m", SIZE, tmp_path / "file/cache")
+    found = prepare(tmp_path / "i", tmp_path / "m", Reading(SIZE), tmp_path / "file/cache")
     assert found.records is None and len(found.metadata) == 1
     assert "warning: " in (error := capsys.readouterr().err) and "can't be written to" in error

@@ -12,7 +12,7 @@ from PIL import Image
 
 from prepare_data import check
 from support.errors import BadInput
-from support.reading import Classes, read_image, read_mask
+from support.reading import Classes, Reading, read_image, read_mask
 
 RGB = np.random.default_rng(0).integers(0, 255, (12, 20, 3)).astype(np.uint8)
 
@@ -166,7 +166,7 @@ def test_palettes_that_give_a_colour_two_numbers_are_refused(tmp_path):
         mask = Image.fromarray(np.arange(3, dtype=np.uint8).repeat(512).reshape(32, 48))
         mask.putpalette([0, 0, 0, *palette[0], *palette[1]])
         mask.save(tmp_path / f"masks/{name}.png")
-        assert set(np.unique(read_mask(tmp_path / f"masks/{name}.png", classes=Classes(3)))) == {0, 1, 2}
+        assert set(np.unique(read_mask(tmp_path / f"masks/{name}.png", Reading(classes=Classes(3))))) == {0, 1, 2}
         folders = str(tmp_path / "images"), str(tmp_path / "masks")
         if name != "c":
             check(folders, (32, 48), "", num_classes=3)

@@ -21,7 +21,7 @@ from model import UNET
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput
 from support.muon import Muon
-from support.reading import Classes
+from support.reading import Classes, Reading
 from support.run import Run
 from train import train_fn
 from utils import AtSize, check_accuracy
@@ -126,7 +126,7 @@ def test_pytorchs_own_losses_fit_the_masks(tmp_path, classes, values, loss_fn, d
         Image.fromarray(mask).save(tmp_path / f"masks/{name}.png")
         Image.fromarray(np.stack([mask] * 3, -1)).save(tmp_path / f"images/{name}.bmp")
     folders = tmp_path / "images", tmp_path / "masks"
-    dataset = CarvanaDataset(*folders, make_transforms()[0], size=(16, 24), classes=Classes(classes))
+    dataset = CarvanaDataset(*folders, make_transforms()[0], Reading((16, 24), Classes(classes)))
     images, masks = next(iter(DataLoader(dataset, 2, num_workers=2)))
     assert images.shape == (2, 3, 16, 24) and masks.shape == (2, 16, 24) and masks.dtype == dtype
     model = UNET(out_channels=classes, features=[4, 8])

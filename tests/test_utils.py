@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from model import UNET
 from support.distributed import Group
+from support.reading import Reading
 from support.run import archive_results
 from train import warmup_cosine
 from utils import (
@@ -93,7 +94,9 @@ def loaders(folder, workers=0, batch_size=4, **options):
     dirs = [folder / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
     write_pairs(dirs[0], dirs[1], [f"t{i}" for i in range(10)])
     write_pairs(dirs[2], dirs[3], [f"v{i}" for i in range(5)])
-    return get_loaders(*dirs, batch_size, transform, A.Compose(to_tensor), workers, size=(16, 24), **options)
+    return get_loaders(
+        *dirs, batch_size, transform, A.Compose(to_tensor), workers, reading=Reading((16, 24)), **options
+    )
 
 
 def test_a_loaders_worker_uses_one_core(tmp_path):
