@@ -15,7 +15,8 @@ from support.errors import BadInput
 from support.reading import Size
 
 BEGAN = time.monotonic()  # of the command, but for the interpreter's start
-STEPS = 1500  # of a run: steps are what is scarce, not weights (the table in benchmarks/RESULTS.md)
+STEPS = 1500  # of a run without a limit
+ENOUGH_STEPS = 3000  # before a wider network is worth its time (the table of widths in benchmarks/RESULTS.md)
 ENCODER_WIDTH = 8  # of the first level, with an encoder
 WIDTHS = (8, 16, 32, 64)  # channels of the first of four levels; each next level has twice as many
 HALF_SIZE_WORK = 0.35  # of a step at half the height and width: a quarter of the pixels, and what each step costs
@@ -25,8 +26,8 @@ def choose_features(
     device: torch.device, precision: torch.dtype, size: Size, batch: int, seconds: float, encoder: str = ""
 ) -> list[int]:
     """Channels of each level. Without a limit (0 seconds) a CPU gets an eighth of the paper's, and a GPU all of
-    them; otherwise it is the widest network that does STEPS steps in these seconds, judged by a few steps of
-    each. With an encoder their number matters little."""
+    them; otherwise it is the widest network that does ENOUGH_STEPS in these seconds, judged by a few steps of each.
+    With an encoder their number matters little."""
     if encoder:
         return [ENCODER_WIDTH * 2**level for level in range(Encoder(encoder).levels)]
     chosen = WIDTHS[0] if device.type == "cpu" else WIDTHS[-1]
@@ -34,7 +35,7 @@ def choose_features(
         chosen = WIDTHS[0]
         for width in WIDTHS:
             model = UNET(features=[width * 2**level for level in range(4)]).to(device)
-            if STEPS * time_step(model, precision, size, batch) > seconds:
+            if ENOUGH_STEPS * time_step(model, precision, size, batch) > seconds:
                 break
             chosen = width
     return [chosen * 2**level for level in range(4)]
