@@ -46,7 +46,7 @@ from support.files import writable_folder
 from support.muon import Muon
 from support.options import ConstantParser, settle_classes
 from support.preparation import prepare
-from support.pretrained import load_pretrained
+from support.pretrained import load_pretrained, require_encoder
 from support.reading import Classes, Reading
 from support.run import Run
 from support.sliding_window import SlidingWindow
@@ -280,10 +280,11 @@ def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoade
     of_each = f" ({counted(crops, 'crop')} of each)" if options.CROP else ""
     features = f"{encoder}FEATURES {' '.join(map(str, options.FEATURES))}"
     train_images = counted(len(train_loader.dataset) // crops, "training image")
+    val_images = counted(len(val_loader.dataset), "validation image")
     batches = f"batches of {batch_size}{group.describe_shards(batch_size)}"
     length = f"{limit}{epochs}{counted(len(train_loader), 'step')}"
     return (
-        f"{train_images}{of_each}, {len(val_loader.dataset)} validation images; {batches}\n"
+        f"{train_images}{of_each}, {val_images}; {batches}\n"
         f"{features}; {length}; {device} in {str(dtype).removeprefix('torch.')}{threads}"
     )
 
@@ -334,12 +335,13 @@ def main(argv: list[str] | None = None) -> None:
     device, precision = group.device, choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:
         make_deterministic()
-    start = read_checkpoint(options.START_FROM) if options.START_FROM and not options.LOAD_MODEL else None
-    train_loader, val_loader, images = load_data(options, group)
-    batch_size = train_loader.batch_sampler.batch_size
+    require_encoder(options.ENCODER, options.ENCODER_WEIGHTS)
     writer = CheckpointWriter(Path(options.OUT_DIR), writes=group.is_main)
     state = group.broadcast(lambda: writer.saved_state(options.LOAD_MODEL, group.run_id))
-    start = None if state else start
+    start = read_checkpoint(options.START_FROM) if options.START_FROM and not state else None
+
+    train_loader, val_loader, images = load_data(options, group)
+    batch_size = train_loader.batch_sampler.batch_size
     settle(options, state, start, group, precision, batch_size, len(train_loader))
 
     model, train_model = make_model(options, group, precision, batch_size, state, start)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from support.errors import BadInput, warn
+from support.errors import BadInput, counted, warn
 from support.files import whole_file, writable_folder
 from support.reading import Size
 
@@ -97,6 +97,8 @@ class CheckpointWriter:
         """The checkpoint to resume from: the latest, with `load_model`; otherwise what was saved before torchrun
         restarted the processes of the same command, which have one `run_id`; or none."""
         if load_model:
+            if not self.latest.exists():
+                raise missing_checkpoint(self.latest, "Leave LOAD_MODEL out to begin a new run")
             return self.read()
         if run_id and self.latest.exists():
             state = self.read()
@@ -147,9 +149,7 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
     """
     path = Path(filename)
     if not path.exists():
-        found = [*path.parent.glob("*.pth.tar"), *path.parent.glob("previous_runs/*/*.pth.tar")]
-        there = ", ".join(sorted(str(file.relative_to(path.parent)) for file in found)) or "none"
-        raise BadInput(path, "no such checkpoint", f"Checkpoints in this folder: {there}")
+        raise missing_checkpoint(path)
     try:
         # torch.load does not look whether tensors' bytes are those that were saved; the archive's checksums tell.
         if zipfile.is_zipfile(path):
@@ -179,6 +179,13 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
     return state
 
 
+def missing_checkpoint(path: Path, remedy: str = "") -> BadInput:
+    """What to raise about a checkpoint that isn't there: it names those that are in its folder."""
+    found = [*path.parent.glob("*.pth.tar"), *path.parent.glob("previous_runs/*/*.pth.tar")]
+    there = ", ".join(sorted(str(file.relative_to(path.parent)) for file in found)) or "none"
+    return BadInput(path, "no such checkpoint", f"{remedy and remedy + '. '}Checkpoints in this folder: {there}")
+
+
 def trained_size(state: dict[str, Any]) -> Size:
     """The (height, width) at which the network in a checkpoint has been trained last."""
     constants = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240} | state.get("constants", {})
@@ -204,7 +211,8 @@ def load_checkpoint(
         if key in weights and _shape(weights[key]) != _shape(value)
     ]
     if differences:
-        finding = f"made for another model: {'; '.join(differences[:3])} ({len(differences)} differences in all)"
+        number = counted(len(differences), "difference")
+        finding = f"made for another model: {'; '.join(differences[:3])} ({number} in all)"
         remedy = "Give the FEATURES, ENCODER and NUM_CLASSES that it was made with"
         if made := checkpoint.get("model"):
             features, encoder = " ".join(map(str, made["features"])), made.get("encoder") or '""'

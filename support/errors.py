@@ -59,7 +59,7 @@ class BadInputs(BadInput):
         self.errors = list(errors)
         lines = [str(error) for error in errors[: self.SHOWN]]
         shown = f", of which these are the first {self.SHOWN}" if len(errors) > self.SHOWN else ""
-        self.args = ("\n".join([*lines, f"{len(errors)} findings in all{shown}"]),)
+        self.args = ("\n".join([*lines, f"{counted(len(errors), 'finding')} in all{shown}"]),)
 
 
 @contextmanager

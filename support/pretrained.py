@@ -1,6 +1,8 @@
 """ImageNet's weights for the encoders of timm."""
 
+import difflib
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,19 @@ from model import Encoder
 from support.errors import BadInput
 
 LITE0 = "tf_efficientnet_lite0"  # whose weights come in a package, so that it needs no network
+
+
+def require_encoder(name: str, file: str = "") -> None:
+    """Raise BadInput, before any image is read, for a name that timm doesn't know or a missing file of weights."""
+    if name and ":" not in name:  # hf-hub:NAME is known to the hub alone
+        import timm
+
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=1)
+            remedy = f"Perhaps you meant {near[0]}" if near else "Give another of timm's networks"
+            raise BadInput(f"ENCODER {name}", "not one of timm's networks", remedy)
+    if file and not Path(file).is_file():
+        raise BadInput(f"ENCODER_WEIGHTS {file}", "no such file", "Give timm's file for the encoder")
 
 
 def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:

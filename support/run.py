@@ -169,7 +169,7 @@ class Run:
             done = f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
             print(f"{name}: going on after {done}")
             if self.is_finished:
-                limit = f"NUM_EPOCHS {self.epoch}"
+                limit = f"NUM_EPOCHS {self.num_epochs}"
                 if self.clock.share == 1:
                     limit = f"TIME_LIMIT {self.clock.seconds / 60:g}"
                 elif self.is_stuck:

@@ -83,8 +83,12 @@ def test_without_an_encoder_nothing_has_changed():
     "words, says",
     [
         (
-            ["--ENCODER", "resnet_34"],
-            "ENCODER: resnet_34 can't be an encoder: Unknown model (resnet_34). Give another",
+            ["--ENCODER", "resnet_34", "--TRAIN_IMG_DIR", "nowhere"],  # refused before images are looked for
+            "ENCODER resnet_34: not one of timm's networks. Perhaps you meant resnet34.",
+        ),
+        (
+            ["--ENCODER_WEIGHTS", "nowhere.pth", "--TRAIN_IMG_DIR", "nowhere"],
+            "ENCODER_WEIGHTS nowhere.pth: no such file. Give timm's file",
         ),
         (["--ENCODER", "swin_tiny_patch4_window7_224"], "doesn't match model (224)"),
         (

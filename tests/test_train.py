@@ -251,8 +251,9 @@ def test_a_new_run_sets_the_old_ones_results_aside(folders, tmp_path, capsys):
 
 def test_loading_a_checkpoint_that_is_not_there_names_those_that_are(folders, tmp_path):
     (tmp_path / "other.pth.tar").touch()
-    with pytest.raises(BadInput, match=r"my_checkpoint\.pth\.tar: no such checkpoint.*other\.pth\.tar"):
-        train.main(folders + out(tmp_path, "--LOAD_MODEL"))
+    told = r"my_checkpoint\.pth\.tar: no such checkpoint\. Leave LOAD_MODEL out .*other\.pth\.tar"
+    with pytest.raises(BadInput, match=told):  # before images are looked for
+        train.main(folders + out(tmp_path, "--LOAD_MODEL", "--TRAIN_IMG_DIR", "nowhere"))
     train.main(folders + out(tmp_path / "small", "--NUM_EPOCHS", "1"))
     with pytest.raises(BadInput, match="made for another model"):
         train.main(folders + out(tmp_path / "small", "--LOAD_MODEL", "--FEATURES", "8", "8"))
@@ -262,8 +263,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(folders, tmp_
     (tmp_path / "saved_images").write_text("a file")
     with pytest.raises(BadInput, match="saved_images: can't be written to"):
         train.main(folders + out(tmp_path))
-    with pytest.raises(BadInput, match=r"file/out: can't be written to"):
-        train.main(folders + out(tmp_path / "in/train_images" / f"{1:012x}_01.jpg" / "file/out"))
+    with pytest.raises(BadInput, match=r"file/out: can't be written to"):  # before images are looked for
+        train.main(folders + out(tmp_path / "saved_images/file/out", "--TRAIN_IMG_DIR", "nowhere"))
     assert "epoch 1" not in capsys.readouterr().out
 
 
