@@ -50,16 +50,14 @@ from support.pretrained import load_pretrained, require_encoder
 from support.reading import Classes, Reading
 from support.run import Run
 from support.sliding_window import SlidingWindow
+from support.tables import confusion_table, save_scores
 from support.visualize import update_page
 from utils import (
-    AtSize,
     Scores,
     check_accuracy,
     choose_images,
-    confusion_table,
     get_loaders,
     save_predictions_as_imgs,
-    save_scores,
 )
 from utils import describe as describe_scores
 
@@ -173,6 +171,18 @@ def halve(images: Tensor, masks: Tensor, step: int) -> tuple[Tensor, Tensor]:
     mask pixels that become one, each is taken in turn, by `step`: always the same one would shift the masks."""
     masks = masks[:, step % 2 :: 2, step // 2 % 2 :: 2]
     return F.interpolate(images, masks.shape[1:], mode="area"), masks
+
+
+class AtSize(nn.Module):
+    """A network that sees images (N, C, H, W) scaled down to `size`, with its logits scaled back up to H and W."""
+
+    def __init__(self, model: nn.Module, size: Size) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(F.interpolate(images, self.size, mode="area"))
+        return F.interpolate(logits.float(), images.shape[2:], mode="bilinear", align_corners=False)
 
 
 def train_fn(

@@ -1,6 +1,5 @@
 """What a training run needs besides its data, its model and its loop."""
 
-import csv
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import cv2
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -139,41 +137,30 @@ def compare(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return predicted, target
 
 
-def dice_scores(counts: Tensor) -> Tensor:
-    """Dice of each row of counts, float64 (N,) or (N, C). Nothing predicted on nothing there scores 1; of several
-    classes it is a NaN, which means over images or classes leave out."""
+def score_counts(counts: Tensor) -> dict[str, Tensor]:
+    """dice, iou, precision and recall of each row of counts, float64 (N,) or (N, C), from (N, 4) or (N, C, 4).
+
+    Where nothing is predicted and nothing there, they are 1; of several classes NaN, which means over images or
+    classes leave out. Nothing predicted where something is has a precision of 0, as scikit-learn has it.
+    """
     both, predicted, target, _ = counts.double().unbind(-1)
-    return _ratio(2 * both, predicted + target)
+    fractions = {
+        "dice": (2 * both, predicted + target),
+        "iou": (both, predicted + target - both),
+        "precision": (both, torch.where(predicted > 0, predicted, target)),
+        "recall": (both, torch.where(target > 0, target, predicted)),
+    }
+    nothing = 1.0 if counts.dim() == 2 else math.nan
+    return {name: torch.where(of > 0, part / of.clamp(min=1), nothing) for name, (part, of) in fractions.items()}
 
 
-def iou_scores(counts: Tensor) -> Tensor:
-    """Intersection over union of each row of counts, as `dice_scores` has it."""
-    both, predicted, target, _ = counts.double().unbind(-1)
-    return _ratio(both, predicted + target - both)
-
-
-def precision_scores(counts: Tensor) -> Tensor:
-    """The share of each row's predicted pixels that are true, as `dice_scores` has it. Nothing predicted where
-    something is scores 0, as scikit-learn has it."""
-    both, predicted, target, _ = counts.double().unbind(-1)
-    return _ratio(both, torch.where(predicted > 0, predicted, target))
-
-
-def recall_scores(counts: Tensor) -> Tensor:
-    """The share of each row's true pixels that are predicted; otherwise as `precision_scores`."""
-    both, predicted, target, _ = counts.double().unbind(-1)
-    return _ratio(both, torch.where(target > 0, target, predicted))
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole > 0, part / whole.clamp(min=1), 1.0 if whole.dim() == 1 else math.nan)
-
-
-def image_scores(counts: Tensor, score: Callable[[Tensor], Tensor] = dice_scores) -> Tensor:
-    """Dice, or another score, of each image, float64 (N,): of several classes the mean over those that it shows or
-    has predicted."""
-    scores = score(counts)
-    return scores if scores.dim() == 1 else scores.nanmean(1).nan_to_num(1.0)  # all ignored: nothing is wrong
+def image_scores(counts: Tensor) -> dict[str, Tensor]:
+    """`score_counts` of each image, float64 (N,): of several classes the mean over those that it shows or has
+    predicted."""
+    scores = score_counts(counts)
+    if counts.dim() == 2:
+        return scores
+    return {name: values.nanmean(1).nan_to_num(1.0) for name, values in scores.items()}  # all ignored: all is right
 
 
 class Scores(dict[str, float]):
@@ -186,32 +173,28 @@ class Scores(dict[str, float]):
     @property
     def images(self) -> list[float]:
         """Dice of each image, in order."""
-        return image_scores(self.counts).tolist()
+        return image_scores(self.counts)["dice"].tolist()
 
 
 def overall_scores(counts: Tensor) -> Scores:
     """Scores of all images, from their counts (N, 4) or (N, C, 4).
 
     `dice` and `iou` are means over images (with one class, `dice` is Kaggle's metric); `micro_dice`, `micro_iou`,
-    `precision` and `recall` are those of all pixels pooled, and `accuracy` is the share that is right. Of several
-    classes, these are means over the classes, the background among them, and NAME/NUMBER is that of each class
-    that is shown or predicted.
+    `precision` and `recall` are those of all pixels pooled, and `accuracy` is the fraction that is right. Of
+    several classes, these are means over the classes, the background among them, and NAME/NUMBER is that of each
+    class that is shown or predicted.
     """
     pooled = counts.sum(0, keepdim=True)
-    by_class = {
-        "dice": dice_scores(counts).nanmean(0),
-        "iou": iou_scores(counts).nanmean(0),
-        "micro_dice": dice_scores(pooled)[0],
-        "micro_iou": iou_scores(pooled)[0],
-        "precision": precision_scores(pooled)[0],
-        "recall": recall_scores(pooled)[0],
-    }
+    images, pixels = score_counts(counts), score_counts(pooled)
+    by_class = {name: images[name].nanmean(0) for name in ("dice", "iou")}
+    by_class |= {f"micro_{name}": pixels[name][0] for name in ("dice", "iou")}
+    by_class |= {name: pixels[name][0] for name in ("precision", "recall")}
     scores = Scores({name: values.nanmean().item() for name, values in by_class.items()})
     scores.counts = counts
-    both, predicted, target, pixels = pooled[0].unbind(-1)
+    both, predicted, target, total = pooled[0].unbind(-1)
     multiclass = counts.dim() == 3
-    right = both.sum() if multiclass else pixels - predicted - target + 2 * both
-    scores["accuracy"] = (right / pixels.max()).item()
+    right = both.sum() if multiclass else total - predicted - target + 2 * both
+    scores["accuracy"] = (right / total.max()).item()
     if multiclass:
         for name, values in by_class.items():
             numbered = enumerate(values.tolist())
@@ -226,55 +209,6 @@ def describe(scores: dict[str, float], images: str) -> str:
         name, _, number = name.partition("/")
         lines[number and f"class {number}"].append(f"{name} {value:.4f}")
     return "\n".join(f"{what or images}: {', '.join(values)}" for what, values in lines.items())
-
-
-def save_scores(scores: Scores, names: Sequence[str], folder: Path) -> None:
-    """Write a row for each image, the worst first, into `folder`/scores.csv, and of several classes the shares of
-    each true class that are predicted as this and that into confusion.csv."""
-    counts, several = scores.counts, scores.counts.dim() == 3
-    shown = counts[:, 1:, 2].sum(1) if several else counts[:, 2]
-    columns = {
-        "dice": image_scores(counts),
-        "iou": image_scores(counts, iou_scores),
-        "precision": image_scores(counts, precision_scores),
-        "recall": image_scores(counts, recall_scores),
-        "foreground": shown / counts.flatten(1)[:, 3].clamp(min=1),  # of the target
-    }
-    if several:
-        columns |= {f"dice/{number}": dice for number, dice in enumerate(dice_scores(counts).T)}
-    if scores.confusion is not None and several:
-        _write_table(folder / "confusion.csv", confusion_table(scores.confusion))
-    rows = torch.stack(tuple(columns.values()), dim=1).tolist()
-    rows = sorted(zip(names, rows, strict=True), key=lambda row: row[1][0])
-    _write_table(folder / "scores.csv", [["name", *columns], *([name, *map(_cell, row)] for name, row in rows)])
-
-
-def confusion_table(confusion: Tensor) -> list[list[str]]:
-    """The cells of a table with a row for each true class: the shares of it that are predicted as each class."""
-    shares = (confusion / confusion.sum(1, keepdim=True)).tolist()
-    head = ["target / predicted", *map(str, range(len(shares)))]
-    return [head, *([str(number), *map(_cell, row)] for number, row in enumerate(shares))]
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6f}"
-
-
-def _write_table(path: Path, rows: list[list[str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-class AtSize(nn.Module):
-    """A network that sees images (N, C, H, W) scaled down to `size`, with its logits scaled back up to H and W."""
-
-    def __init__(self, model: nn.Module, size: Size) -> None:
-        super().__init__()
-        self.model, self.size = model, size
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(F.interpolate(images, self.size, mode="area"))
-        return F.interpolate(logits.float(), images.shape[2:], mode="bilinear", align_corners=False)
 
 
 @contextmanager
@@ -373,7 +307,7 @@ def save_predictions_as_imgs(
                 logits = model(images.to(device)).cpu()
             predicted, targets = compare(logits, masks)
             counts = count_classes(predicted, targets, logits.shape[1])
-            for image, *drawn, dice in zip(images, targets, predicted, image_scores(counts), strict=True):
+            for image, *drawn, dice in zip(images, targets, predicted, image_scores(counts)["dice"], strict=True):
                 stem = Path(file := files[indices[len(rows)]]).stem
                 name = stem if stems[stem] == 1 else Path(file).name
                 rows.append(Prediction(name, image.numpy(), *(mask.numpy() for mask in drawn), dice.item()))

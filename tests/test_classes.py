@@ -38,7 +38,7 @@ from support.visualize import (
     save_mask,
     scale_to_mask,
 )
-from utils import check_accuracy, count_classes, dice_scores, image_scores, iou_scores, overall_scores
+from utils import check_accuracy, count_classes, image_scores, overall_scores, score_counts
 
 THREE = Classes(3)
 MASK = np.array([[0, 1, 2, 255], [2, 1, 0, 0]], np.uint8)
@@ -169,10 +169,13 @@ def test_scores_by_hand():
     counts = count_classes(PREDICTED, TRUE, 3)
     assert counts.tolist() == COUNTS
     dice, iou = [[1 / 2, 2 / 3, np.nan], [np.nan, 0, 2 / 3]], [[1 / 3, 1 / 2, np.nan], [np.nan, 0, 1 / 2]]
-    np.testing.assert_allclose(dice_scores(counts), dice)
-    np.testing.assert_allclose(iou_scores(counts), iou)
-    np.testing.assert_allclose(image_scores(counts), [(1 / 2 + 2 / 3) / 2, 1 / 3])
-    assert image_scores(count_classes(PREDICTED, TRUE * 0 + 255, 3)).tolist() == [1, 1]  # nothing can be wrong
+    np.testing.assert_allclose(score_counts(counts)["dice"], dice)
+    np.testing.assert_allclose(score_counts(counts)["iou"], iou)
+    np.testing.assert_allclose(image_scores(counts)["dice"], [(1 / 2 + 2 / 3) / 2, 1 / 3])
+    assert image_scores(count_classes(PREDICTED, TRUE * 0 + 255, 3))["dice"].tolist() == [
+        1,
+        1,
+    ]  # nothing can be wrong
     scores = overall_scores(counts)
     assert scores == pytest.approx(
         {

@@ -23,8 +23,8 @@ from support.errors import BadInput
 from support.muon import Muon
 from support.reading import Classes, Reading
 from support.run import Run
-from train import train_fn
-from utils import AtSize, check_accuracy
+from train import AtSize, train_fn
+from utils import check_accuracy
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL_SCRIPT = """

@@ -16,13 +16,10 @@ from utils import (
     check_accuracy,
     choose_images,
     count_overlap,
-    dice_scores,
     evaluating,
     get_loaders,
-    iou_scores,
-    precision_scores,
-    recall_scores,
     save_predictions_as_imgs,
+    score_counts,
 )
 
 
@@ -42,12 +39,9 @@ TRUE = torch.tensor([[[0, 1, 1, 1], [1, 0, 0, 0]], [[0, 0, 0, 0]] * 2, [[0, 0, 0
 def test_scores_by_hand():
     counts = count_overlap(PREDICTED > 0, TRUE > 0)
     assert counts.tolist() == [[2, 3, 4, 8], [0, 0, 0, 8], [0, 2, 0, 8]]
-    assert dice_scores(counts).tolist() == [4 / 7, 1, 0]
-    assert iou_scores(counts).tolist() == [2 / 5, 1, 0]
-    assert precision_scores(counts).tolist() == [2 / 3, 1, 0]
-    assert recall_scores(counts).tolist() == [2 / 4, 1, 0]
-    nothing_predicted = torch.tensor([[0, 0, 4, 8]])
-    assert precision_scores(nothing_predicted).tolist() == recall_scores(nothing_predicted).tolist() == [0]
+    expected = {"dice": [4 / 7, 1, 0], "iou": [2 / 5, 1, 0], "precision": [2 / 3, 1, 0], "recall": [2 / 4, 1, 0]}
+    assert {name: values.tolist() for name, values in score_counts(counts).items()} == expected
+    assert all(values.tolist() == [0] for values in score_counts(torch.tensor([[0, 0, 4, 8]])).values())
 
 
 def test_a_model_trains_on_after_an_evaluation_that_failed():
