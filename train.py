@@ -313,11 +313,11 @@ def show_epoch(
     """Draw the predictions of an epoch, add them to the page, and log and write its scores."""
     folder, device = run.images_dir / f"epoch_{run.epoch + 1:03d}", run.group.device
     indices = choose_images(scores.images, num_images)
-    rows = save_predictions_as_imgs(loader, network, folder, device, indices=indices, precision=precision)
-    update_page(run.images_dir, run.epoch + 1, rows)
+    rows, grid = save_predictions_as_imgs(loader, network, folder, device, indices=indices, precision=precision)
+    update_page(run.images_dir, run.epoch + 1, rows, run.drawn)
     save_scores(scores, loader.dataset.images, folder)
     table = confusion_table(scores.confusion) if scores.confusion.dim() else None
-    run.logger.add("val", run.total_steps, scores, folder / "grid.png", table)
+    run.logger.add("val", run.total_steps, scores, grid, table)
 
 
 def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, precision: torch.dtype) -> None:

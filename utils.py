@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -286,12 +287,12 @@ def save_predictions_as_imgs(
     *,
     indices: Sequence[int] | None = None,
     precision: torch.dtype = torch.float32,
-) -> list[Prediction]:
+) -> tuple[list[Prediction], Image.Image | None]:
     """Draw what the model makes of the images of `loader` with these indices, or of 8 spread over its dataset.
 
     `folder` gets `grid.png`, which shows image, target, prediction and errors with names and Dice, the worst
     first, and for each image its predicted mask, `NAME_pred.png`, at the size that the loader gives. Returns the
-    rows of the grid.
+    rows of the grid, and the grid.
     """
     device, dataset, folder = torch.device(device), loader.dataset, Path(folder)
     if indices is None:
@@ -315,6 +316,4 @@ def save_predictions_as_imgs(
     for row in rows:
         save_mask(row.prediction, folder / f"{row.name}_pred.png")
     rows.sort(key=lambda row: row.dice)
-    if rows:
-        draw_grid(rows, folder / "grid.png")
-    return rows
+    return rows, draw_grid(rows, folder / "grid.png") if rows else None

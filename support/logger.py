@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -17,6 +18,15 @@ def markdown(rows: Sequence[Sequence[Any]]) -> str:
     """A table, the first row of which is its head."""
     head, *lines = (f"| {' | '.join(map(str, row))} |\n" for row in rows)
     return "".join((head, "|---" * len(rows[0]) + "|\n", *lines))
+
+
+def _image_summary(tag: str, image: Image.Image) -> "Summary":
+    """An image as a JPEG: `add_image` would make a PNG, and TensorBoard's checksum takes its time for each byte."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    image.save(encoded := BytesIO(), "JPEG", quality=85)
+    content = {"height": image.height, "width": image.width, "encoded_image_string": encoded.getvalue()}
+    return Summary(value=[Summary.Value(tag=tag, image=Summary.Image(colorspace=3, **content))])
 
 
 class Logger:
@@ -41,19 +51,18 @@ class Logger:
         part: str,
         step: int,
         values: dict[str, float],
-        grid: Path | None = None,
+        grid: Image.Image | None = None,
         confusion: list[list[str]] | None = None,
     ) -> None:
-        """Write the values after so many steps, the image in the file `grid`, and the rows of a table."""
+        """Write the values after so many steps, the image `grid`, and the rows of a table."""
         if not self.enabled:
             return
         try:
             writer = self.writers.get(part) or self._begin(part, step)
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
-            if grid is not None and grid.exists():
-                with Image.open(grid) as image:
-                    writer.add_image("grid", np.asarray(image), step, dataformats="HWC")
+            if grid is not None:
+                writer.file_writer.add_summary(_image_summary("grid", grid), step)
             if confusion is not None:
                 writer.add_text("confusion", markdown(confusion), step)
             writer.flush()

@@ -75,6 +75,7 @@ class Run:
         self.loss_sum = torch.zeros((), device=group.device)  # over the epoch's steps
         self.losses: list[Tensor] = []  # of the steps since the last look, left on the device
         self.best_dice = -1.0
+        self.drawn: set[str] = set()  # images that the page has already
         self.full_size_dice: list[float] = []  # of each epoch that PATIENCE counts
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.asks_always = group.world_size == 1 or group.device.type == "cpu"  # GPUs would wait for each other

@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from support.files import whole_file
 from support.reading import IGNORED, Size
@@ -30,8 +30,8 @@ COLOURS = [
 PALETTE = np.array([(0, 0, 0), *(COLOURS[k % len(COLOURS)] for k in range(IGNORED - 1)), (128, 128, 128)], np.uint8)
 TEMPLATE = Path(__file__).with_name("page.html")
 INK, PAPER, FRAME = (32, 32, 32), (255, 255, 255), (200, 200, 200)
-GAP = 8  # pixels between panels
-ROWS = 64  # that are scaled at a time, shared by classes
+GAP, LINE = 8, 22  # pixels between panels, and of height for a line of writing
+ROWS = 64  # that are scaled at a time, divided among classes
 SMALLEST_PANEL, LARGEST_PANEL = 240, 480  # pixels of width; other images are shown enlarged or reduced
 
 
@@ -58,48 +58,39 @@ def scale_to_mask(logits: np.ndarray, size: Size, threshold: float = 0.0) -> np.
 def scale_to_probability(logits: np.ndarray, size: Size, *, foreground: bool = False) -> np.ndarray:
     """The probability of the foreground, uint16 (H, W), where 65535 is 1, from logits that are scaled to `size`. Of
     several classes it is that of the predicted one or, for the `foreground`, of all but the background."""
-    probability = np.empty(size, np.uint16)
+    written = np.empty(size, np.uint16)
     for rows, scaled in _scaled_rows(logits, size):
-        shares = scaled.sigmoid() if len(scaled) == 1 else scaled.softmax(0)
-        share = 1 - shares[0] if foreground and len(scaled) > 1 else shares.amax(0)
-        probability[rows] = (65535 * share).round()
-    return probability
+        by_class = scaled.sigmoid() if len(scaled) == 1 else scaled.softmax(0)
+        probability = 1 - by_class[0] if foreground and len(scaled) > 1 else by_class.amax(0)
+        written[rows] = (65535 * probability).round()
+    return written
 
 
 def _scaled_rows(logits: np.ndarray, size: Size) -> Iterator[tuple[slice, torch.Tensor]]:
     """Some rows at a time, and logits (C, rows, width) there: at full size, those of a large image would take four
     times its memory for each class."""
     height, width = size
-    source = torch.from_numpy(logits.reshape(-1, *logits.shape[-2:]))
-    step = max(4, ROWS // len(source))
-    if source.shape[1:] == size:
-        yield from ((slice(top, top + step), source[:, top : top + step].float()) for top in range(0, height, step))
-        return
-    wide = F.interpolate(source[None], (source.shape[1], width), mode="bilinear", align_corners=False)[0]
-    centres = ((torch.arange(height) + 0.5) * source.shape[1] / height - 0.5).clamp(0, source.shape[1] - 1)
+    wide = torch.from_numpy(logits.reshape(-1, *logits.shape[-2:]))
+    if wide.shape[2] != width:
+        wide = F.interpolate(wide[None], (wide.shape[1], width), mode="bilinear", align_corners=False)[0]
+    last = wide.shape[1] - 1
+    centres = ((torch.arange(height) + 0.5) * wide.shape[1] / height - 0.5).clamp(0, last)
     above = centres.long()
-    below = (above + 1).clamp(max=source.shape[1] - 1)
-    weight = (centres - above)[:, None]
+    below, weight = (above + 1).clamp(max=last), (centres - above)[:, None]
+    step = max(4, ROWS // len(wide))
     for rows in (slice(top, top + step) for top in range(0, height, step)):
-        yield rows, torch.lerp(wide[:, above[rows]], wide[:, below[rows]], weight[rows])
+        yield rows, torch.lerp(wide[:, above[rows]].float(), wide[:, below[rows]].float(), weight[rows])
 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:
     """Write a boolean (H, W) mask as a PNG in {0, 255}, and one of classes, uint8, as a PNG whose values are their
     numbers, with PALETTE."""
-    if mask.dtype == bool:
-        image = Image.fromarray(_black_and_white(mask))
-    else:
-        image = Image.fromarray(mask)
-        image.putpalette(PALETTE.tobytes())
-    with whole_file(path) as part:
-        image.save(part, "PNG", compress_level=1)  # half the time of the default
+    _save(mask.view(np.uint8) * np.uint8(255) if mask.dtype == bool else _indexed(mask, PALETTE), path)
 
 
 def save_probability(probability: np.ndarray, path: Path) -> None:
     """Write a probability, uint16 (H, W), as a gray PNG of 16 bits."""
-    with whole_file(path) as part:
-        Image.fromarray(probability).save(part, "PNG", compress_level=1)
+    _save(probability, path)
 
 
 def save_cutout(image: np.ndarray, probability: np.ndarray, path: Path) -> None:
@@ -107,8 +98,27 @@ def save_cutout(image: np.ndarray, probability: np.ndarray, path: Path) -> None:
     alpha = (probability // 257).astype(np.uint8)
     cutout = np.dstack((image, alpha))
     cutout[alpha == 0] = 0  # what can't be seen needs no room
+    _save(cutout, path)
+
+
+def save_errors(row: Prediction, path: Path) -> None:
+    """Write the wrong pixels, in colour on a transparent ground, as a PNG."""
+    _save(_indexed(*_errors(row)), path, transparency=0)
+
+
+def _save(image: np.ndarray | Image.Image, path: Path, **options: Any) -> None:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     with whole_file(path) as part:
-        Image.fromarray(cutout).save(part, "PNG", compress_level=1)
+        if path.suffix == ".jpg":
+            image.save(part, "JPEG", quality=90, **options)
+        else:
+            image.save(part, "PNG", compress_level=1, **options)  # half the time of the default
+
+
+def _indexed(values: np.ndarray, palette: np.ndarray) -> Image.Image:
+    image = Image.fromarray(values)
+    image.putpalette(palette.tobytes())
+    return image
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
@@ -119,17 +129,16 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
     numbers = mask.astype(np.uint8)
     highest = cv2.dilate(numbers, square)
     line = highest != cv2.erode(numbers, square)
-    colours, share = PALETTE, 0.35
+    colours, opacity = PALETTE, 0.35
     if mask.dtype == bool and line.any():
-        colours, share = np.array([INK, _standing_out(image[line])], np.uint8), 0.2
+        colours, opacity = np.array([INK, _standing_out(image[line])], np.uint8), 0.2
     drawn, filled = image.copy(), numbers > 0
-    drawn[filled] = (1 - share) * image[filled] + share * colours[numbers[filled]]
+    drawn[filled] = (1 - opacity) * image[filled] + opacity * colours[numbers[filled]]
     drawn[line] = colours[highest[line]]
     if mask.dtype != bool and filled.any():
-        classes = {number: _css(number) for number in np.unique(mask[filled]).tolist()}
-        drawn = np.vstack((drawn, _legend(classes, mask.shape[1], max(15, max(mask.shape) // 60))))
-    with whole_file(path) as part:
-        Image.fromarray(drawn).save(part, "JPEG", quality=90, subsampling=0)  # thin lines keep their colour
+        labels = {str(number): _css(number) for number in np.unique(mask[filled]).tolist()}
+        drawn = np.vstack((drawn, _legend(labels, mask.shape[1], max(15, max(mask.shape) // 60))))
+    _save(drawn, path, subsampling=0)  # thin lines keep their colour
 
 
 def _standing_out(pixels: np.ndarray) -> np.ndarray:
@@ -137,14 +146,6 @@ def _standing_out(pixels: np.ndarray) -> np.ndarray:
     colours = np.vstack((STRONG, pixels.mean(0, keepdims=True))).astype(np.float32) / 255
     lab = cv2.cvtColor(colours[None], cv2.COLOR_RGB2LAB)[0]
     return STRONG[np.linalg.norm(lab[:-1] - lab[-1], axis=1).argmax()]
-
-
-def save_errors(row: Prediction, path: Path) -> None:
-    """Write the wrong pixels, in colour on a transparent ground, as a PNG."""
-    values, palette = _errors(row)
-    errors = Image.fromarray(values)
-    errors.putpalette(palette.tobytes())
-    errors.save(path, transparency=0)
 
 
 def _errors(row: Prediction) -> tuple[np.ndarray, np.ndarray]:
@@ -160,14 +161,6 @@ def _errors(row: Prediction) -> tuple[np.ndarray, np.ndarray]:
     return np.where(wrong, row.target + 1, 0).astype(np.uint8), np.roll(PALETTE, 1, axis=0)
 
 
-def _black_and_white(mask: np.ndarray) -> np.ndarray:
-    return mask.view(np.uint8) * np.uint8(255)
-
-
-def _panel(mask: np.ndarray) -> np.ndarray:
-    return _black_and_white(mask) if mask.dtype == bool else PALETTE[mask]
-
-
 def classes_in(rows: list[Prediction]) -> dict[int, str]:
     """The classes in some target or prediction, and their colours as CSS has them; empty for boolean masks."""
     masks = [mask for row in rows for mask in (row.target, row.prediction) if mask.dtype != bool]
@@ -179,57 +172,54 @@ def _css(number: int) -> str:
     return "#" + PALETTE[number].tobytes().hex()
 
 
-def _legend(classes: dict[int, str], width: int, size: int = 15) -> np.ndarray:
-    """The numbers of classes beside their colours, uint8 (H, width, 3), in as many lines as it takes."""
-    cell, line = round(3.5 * size), round(1.5 * size)  # pixels
+def _legend(labels: dict[str, Any], width: int, size: int = 15) -> np.ndarray:
+    """Labels beside their colours, uint8 (H, width, 3), in as many lines as it takes."""
+    font = ImageFont.load_default(size)
+    cell, line = round(max(map(font.getlength, labels)) + 1.8 * size), round(1.5 * size)  # pixels
     a_line = max(1, (width - GAP) // cell)
-    legend = Image.new("RGB", (width, line * math.ceil(len(classes) / a_line)), PAPER)
-    draw, font = ImageDraw.Draw(legend), ImageFont.load_default(size)
-    for place, (number, colour) in enumerate(classes.items()):
+    legend = Image.new("RGB", (width, line * math.ceil(len(labels) / a_line)), PAPER)
+    draw = ImageDraw.Draw(legend)
+    for place, (label, colour) in enumerate(labels.items()):
         x, y = GAP + place % a_line * cell, place // a_line * line + size // 4
         draw.rectangle((x, y, x + 0.8 * size, y + 0.8 * size), colour)
-        draw.text((x + 1.1 * size, y + 0.4 * size), str(number), INK, font, anchor="lm")
+        draw.text((x + 1.1 * size, y + 0.4 * size), label, INK, font, anchor="lm")
     return np.asarray(legend)
 
 
-def draw_grid(rows: list[Prediction], path: Path) -> None:
-    """Write a PNG with a row for each image: image, target, prediction, errors; above them name and Dice."""
+def draw_grid(rows: list[Prediction], path: Path) -> Image.Image:
+    """Write and return a PNG with a row for each image: image, target, prediction, errors, under name and Dice."""
     height, width = rows[0].target.shape
-    scale = min(max(1, SMALLEST_PANEL / width), LARGEST_PANEL / width)
-    height, width = round(height * scale), round(width * scale)
-    font = ImageFont.load_default(size=15)
-    line = 22  # pixels of height for a line of writing
-
-    columns = ["image", "target", "prediction", "errors"]
-    grid_width = len(columns) * (width + GAP) + GAP
-    classes = classes_in(rows)
-    legend = _legend(classes, grid_width) if classes else np.empty((0, grid_width, 3))
-    head = line + len(legend)
-    grid = Image.new("RGB", (grid_width, head + len(rows) * (line + height + GAP)), PAPER)
+    scale = np.clip(1, SMALLEST_PANEL / width, LARGEST_PANEL / width)
+    size = width, height = round(width * scale), round(height * scale)
+    classes, font = classes_in(rows), ImageFont.load_default(15)
+    titles = ["image", "target", "prediction", "errors" + " (colour of the true class)" * bool(classes)]
+    labels = {str(number): colour for number, colour in classes.items()}
+    lefts = [GAP + column * (width + GAP) for column in range(len(titles))]
+    legend = _legend(labels or {"missed": FALSE_NEGATIVE, "too much": FALSE_POSITIVE}, lefts[-1] + width + GAP)
+    top = LINE + len(legend)
+    grid = Image.new("RGB", (legend.shape[1], top + len(rows) * (LINE + height + GAP)), PAPER)
+    grid.paste(Image.fromarray(legend), (0, LINE))
     draw = ImageDraw.Draw(grid)
-    for column, title in enumerate(columns):
-        draw.text((GAP + column * (width + GAP), 2), title, INK, font)
-    # The legend is the heading of the last column; of several classes it has lines of its own.
-    x = grid.width - GAP - width + draw.textlength("errors: ", font)
-    if classes:
-        draw.text((x, 2), "colour of the true class", INK, font)
-        grid.paste(Image.fromarray(legend), (0, line))
-    else:
-        draw.text((x, 2), "missed", FALSE_NEGATIVE, font)
-        draw.text((x + draw.textlength("missed ", font), 2), "too much", FALSE_POSITIVE, font)
-
-    for number, row in enumerate(rows):
-        top = head + number * (line + height + GAP)
+    for left, title in zip(lefts, titles, strict=True):
+        draw.text((left, 2), title, INK, font)
+    for row in rows:
         draw.text((GAP, top + 1), f"{row.name}   dice {row.dice:.4f}", INK, font)
-        image = to_rgb(row.image)
-        for column, panel in enumerate(
-            (image, _panel(row.target), _panel(row.prediction), _error_panel(row, image))
-        ):
-            cell = Image.fromarray(panel).resize((width, height), Image.Resampling.BOX)  # enlarges in squares
-            x, y = GAP + column * (width + GAP), top + line
-            grid.paste(cell, (x, y))
-            draw.rectangle((x - 1, y - 1, x + width, y + height), outline=FRAME)  # for masks as white as the paper
-    grid.save(path)
+        for left, panel in zip(lefts, _panels(row), strict=True):
+            cell = Image.fromarray(panel).resize(size, Image.Resampling.BOX)  # enlarges in squares
+            cell = ImageOps.expand(cell.convert("RGB"), 1, FRAME)  # for masks as white as the paper
+            grid.paste(cell, (left - 1, top + LINE - 1))
+        top += LINE + height + GAP
+    _save(grid, path)
+    return grid
+
+
+def _panels(row: Prediction) -> list[np.ndarray]:
+    """Image, target, prediction, and the image, pale and gray, with the wrong pixels in colour: uint8."""
+    image, (values, palette) = to_rgb(row.image), _errors(row)
+    masks = [mask.view(np.uint8) * 255 if mask.dtype == bool else PALETTE[mask] for mask in row[2:4]]
+    errors = np.dstack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) * 0.4 + 140] * 3).astype(np.uint8)
+    errors[values > 0] = palette[values[values > 0]]
+    return [image, *masks, errors]
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
@@ -242,31 +232,25 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return ((image - lowest) / max(largest - lowest, 1e-6) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
 
-def _error_panel(row: Prediction, image: np.ndarray) -> np.ndarray:
-    """The image, pale and gray, with the wrong pixels in colour."""
-    values, palette = _errors(row)
-    panel = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 140, 3, axis=2).astype(np.uint8)
-    panel[values > 0] = palette[values[values > 0]]
-    return panel
+def update_page(folder: Path, epoch: int, rows: list[Prediction], drawn: set[str]) -> None:
+    """Add an epoch's rows, sorted the worst first, to `folder`/index.html, which is made anew from scores.json in
+    each `folder`/epoch_NNN/. Beside it go NAME_errors.png and, already there, NAME_pred.png.
 
-
-def update_page(folder: Path, epoch: int, rows: list[Prediction]) -> None:
-    """Add an epoch's rows, sorted the worst first, to `folder`/index.html.
-
-    `folder`/epoch_NNN/ holds their NAME_pred.png already; beside these go NAME_errors.png and scores.json, from
-    which the page is made anew each time. Epochs later than this one, from a run that has gone back to an earlier
-    checkpoint, are left out.
+    `drawn` holds the names of images that this process has written before, with their targets. Epochs later than
+    this one, from a run that has gone back to an earlier checkpoint, are left out.
     """
     if not rows:
         return
-    originals = folder / "images"
+    originals, epoch_dir = folder / "images", folder / f"epoch_{epoch:03d}"
     originals.mkdir(exist_ok=True)
     for row in rows:
-        Image.fromarray(to_rgb(row.image)).save(originals / f"{row.name}.jpg", quality=90)
-        save_mask(row.target, originals / f"{row.name}_target.png")
-        save_errors(row, folder / f"epoch_{epoch:03d}" / f"{row.name}_errors.png")
-    scores = json.dumps({row.name: round(row.dice, 6) for row in rows}, indent=1)
-    (folder / f"epoch_{epoch:03d}" / "scores.json").write_text(scores, encoding="utf-8")
+        save_errors(row, epoch_dir / f"{row.name}_errors.png")
+        if row.name not in drawn:
+            _save(to_rgb(row.image), originals / f"{row.name}.jpg")
+            save_mask(row.target, originals / f"{row.name}_target.png")
+            drawn.add(row.name)
+    scores = {row.name: round(row.dice, 6) for row in rows}
+    (epoch_dir / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
 
     files = {int(path.parent.name.removeprefix("epoch_")): path for path in folder.glob("epoch_*/scores.json")}
     epochs = {

@@ -72,7 +72,7 @@ def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkey
     for number, grid in enumerate(events.Images("grid")):
         drawn = np.asarray(Image.open(io.BytesIO(grid.encoded_image_string)))
         saved = np.asarray(Image.open(tmp_path / f"saved_images/epoch_{number + 1:03d}/grid.png"))
-        np.testing.assert_array_equal(drawn, saved)
+        assert drawn.shape == saved.shape and abs(drawn.astype(int) - saved).mean() < 3  # of 255: it is a JPEG
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def add_epoch(folder: Path, epoch: int) -> None:
     (folder / f"epoch_{epoch:03d}").mkdir(parents=True)
     for row in rows:
         save_mask(row.prediction, folder / f"epoch_{epoch:03d}/{row.name}_pred.png")
-    update_page(folder, epoch, sorted(rows, key=lambda row: row.dice))
+    update_page(folder, epoch, sorted(rows, key=lambda row: row.dice), set())
 
 
 def in_page(folder: Path) -> dict:
