@@ -47,7 +47,7 @@ from support.muon import Muon
 from support.options import ConstantParser, settle_classes
 from support.preparation import prepare
 from support.pretrained import load_pretrained, require_encoder
-from support.reading import Classes, Reading
+from support.reading import Classes, Reading, Size
 from support.run import Run
 from support.sliding_window import SlidingWindow
 from support.tables import confusion_table, save_scores

@@ -19,7 +19,7 @@ from support.checkpoint import save_checkpoint as save_checkpoint
 from support.device import autocast
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted
-from support.reading import AS_IS, IGNORED, Reading, Size
+from support.reading import AS_IS, IGNORED, Reading
 from support.visualize import Prediction, draw_grid, save_mask
 from support.workers import init_worker, kill_workers_at_exit
 
