@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from dataset import make_transforms
-from predict import find_inputs, load_network
+from predict import find_inputs
 from support.checkpoint import read_checkpoint
 from support.device import count_cores
 from support.errors import BadInput, counted, explain_limits, run_script
 from support.files import whole_file, writable_folder
+from support.networks import load_network
 from support.options import ConstantParser
 from support.pairs import find_images
 from support.reading import AS_IS, Reading, read_image

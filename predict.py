@@ -15,8 +15,9 @@ that was trained with CROP sees it at its own size, in overlapping windows.
 import math
 import os
 import sys
+from argparse import Namespace
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,22 +32,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import make_transforms
-from model import UNET, unet_arguments
-from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint, trained_size
 from support.coco import Outline, coco_file, outlines
 from support.device import (
     autocast,
     choose_device,
-    choose_memory_format,
-    choose_precision,
     count_cores,
     give_memory_back,
 )
 from support.errors import BadInput, counted, run_script
 from support.files import writable_folder
+from support.networks import load_networks
 from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
-from support.reading import AS_IS, Classes, Reading, Size, must_match, read_image, read_mask, read_with_size
+from support.reading import AS_IS, Reading, Size, must_match, read_image, read_mask, read_with_size
 from support.rle import CARVANA_SIZE, encode, submission_rows
 from support.sliding_window import SlidingWindow
 from support.visualize import (
@@ -69,13 +67,16 @@ MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
 THRESHOLD = 0.5  # of the probability: a pixel above it is foreground; several classes have none
-VIEWS = 1  # of an image, whose logits are averaged: 2 with its mirror image, 4 upside down, too, 8 in all ways
+VIEWS = 1  # test-time augmentation (TTA), a mean: 2 with the mirror image, 4 upside down, too, 8 also rotated
 
 IMAGE_HEIGHT = "auto"  # pixels that the network sees; auto is what the checkpoint says
 IMAGE_WIDTH = "auto"  # pixels
 BATCH_SIZE = 8  # images that the network sees at once
 NUM_WORKERS = "auto"  # threads that read images and write masks; auto is one for each core
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
+
+
+KINDS = ("overlay", "probability", "cutout", "submission", "polygons")  # of results, besides masks: an option each
 
 
 class Item(NamedTuple):
@@ -99,64 +100,9 @@ class Result(NamedTuple):
     unscored: BadInput | None = None
 
 
-def load_network(
-    path: str | Path, device: torch.device, height: int | str = "auto", width: int | str = "auto"
-) -> tuple[nn.Module, Reading, torch.dtype]:
-    """The network in a checkpoint, ready to predict; how it reads images; its precision.
-
-    One that was trained with CROP is in a SlidingWindow, for images of their own size. Weights alone tell their
-    network by their shapes. Raises BadInput for a checkpoint that can't be used."""
-    checkpoint = read_checkpoint(path)
-    if "constants" not in checkpoint and "auto" in (height, width):
-        print(f"{path}: doesn't say at what size it was trained: IMAGE_WIDTH and IMAGE_HEIGHT are taken as 240x160")
-    constants = {"IGNORE_INDEX": 255, "PRECISION": "auto", "RANGE": AS_IS.highest} | checkpoint.get("constants", {})
-    trained = trained_size(checkpoint)
-    size = trained[0] if height == "auto" else height, trained[1] if width == "auto" else width
-    try:
-        arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
-    except KeyError as error:
-        raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
-    if min(size) < (smallest := 2 ** len(arguments["features"])):
-        raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", f"{size[0]} and {size[1]}", f"Give {smallest} or more each")
-    precision = choose_precision(constants["PRECISION"], device)
-    model = UNET(**arguments)
-    load_checkpoint(checkpoint, model)
-    model.to(device, memory_format=choose_memory_format(device, precision)).eval()
-    if constants.get("CROP") and (height, width) == ("auto", "auto"):
-        model, size = SlidingWindow(model, constants["CROP"]), None
-    classes = Classes(arguments["out_channels"], constants["IGNORE_INDEX"])
-    return model, Reading(size, classes, arguments["in_channels"], constants["RANGE"]), precision
-
-
-class Ensemble(nn.Module):
-    """The mean of several networks' logits."""
-
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return sum(model(images).float() for model in self.models) / len(self.models)
-
-
-def load_networks(
-    paths: Sequence[str], device: torch.device, height: int | str = "auto", width: int | str = "auto"
-) -> tuple[nn.Module, Reading, torch.dtype]:
-    """What `load_network` gives, of the Ensemble of several checkpoints. Raises BadInput if they don't fit."""
-    loaded = [load_network(path, device, height, width) for path in paths]
-    model, reading, precision = loaded[0]
-    for path, (_, other, _) in zip(paths, loaded, strict=True):
-        names = {"size": "size", "classes": "classes", "channels": "IN_CHANNELS", "highest": "RANGE"}
-        for field, name in names.items():
-            if getattr(other, field) != getattr(reading, field):
-                finding = f"its {name} is another than that of {paths[0]}"
-                raise BadInput(path, finding, "Predict with each by itself")
-    return model if len(loaded) == 1 else Ensemble([model for model, *_ in loaded]), reading, precision
-
-
 def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precision: torch.dtype) -> np.ndarray:
     """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images, float32 (N, B, H, W): the mean over
-    so many `views` of them, with each side in both directions, then with the sides exchanged."""
+    so many `views` of test-time augmentation, flipped along each side, then with the sides exchanged."""
     device = next(model.parameters()).device
     windows = any(isinstance(module, SlidingWindow) for module in model.modules())
     images = images if windows else images.to(device)  # a large image stays where it is
@@ -193,45 +139,49 @@ def predict_items(
 
 def finish_item(
     item: Item,
-    *,
-    out: Path | None,
-    overlay: bool,
-    threshold: float,
-    submission: bool,
-    probability: bool = False,
-    cutout: bool = False,
-    polygons: bool = False,
     reading: Reading = AS_IS,
+    kinds: Container[str] = (),
+    out: Path | None = None,
+    threshold: float = 0.0,
 ) -> Result:
-    """Write an image's mask, encode it and score it, as far as asked for."""
-    reading, classes = replace(reading, size=None), reading.classes
-    mask, counts, runs, unscored = scale_to_mask(item.values, item.size, threshold), None, "", None
+    """Write an image's mask into `out`, encode it and score it, as far as `kinds` asks for what. A pixel is
+    foreground if its logit is above `threshold`."""
+    mask = scale_to_mask(item.values, item.size, threshold)
     if out is not None:
-        name = item.path.stem
-        save_mask(mask, out / f"{name}.png")
-        if probability:
-            save_probability(scale_to_probability(item.values, item.size), out / f"{name}_probability.png")
-        if overlay or cutout:
-            image = read_image(item.path, reading)
-            image = image[..., :3] if reading.channels >= 3 else image[..., :1].repeat(3, axis=2)
-        if overlay:
-            draw_overlay(image, mask, out / f"{name}_overlay.jpg")
-        if cutout:  # half transparent where the mask ends
-            logits = item.values if classes.multiclass else item.values - np.float32(threshold)
-            opacity = scale_to_probability(logits, item.size, foreground=True)
-            save_cutout(image, opacity, out / f"{name}_cutout.png")
-    if submission:
+        write_pictures(item, mask, reading, kinds, out, threshold)
+    runs, counts, unscored, number = "", None, None, reading.classes.count
+    if "submission" in kinds:
         fits = item.size == CARVANA_SIZE
         runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
     if item.target is not None:
         try:
-            target = read_mask(item.target, reading)
+            target = read_mask(item.target, replace(reading, size=None))
             must_match(item.target, target.shape, mask.shape)
-            counts = count_classes(torch.from_numpy(mask)[None], torch.from_numpy(target)[None], classes.count)[0]
+            counts = count_classes(torch.from_numpy(mask)[None], torch.from_numpy(target)[None], number)[0]
         except BadInput as error:  # the prediction stands
-            kind = f"classes 0 to {classes.count - 1}" if classes.multiclass else "black and white"
+            kind = f"classes 0 to {number - 1}" if reading.classes.multiclass else "black and white"
             unscored = BadInput(error.subject, error.finding, f"Give a mask of the image's size in {kind}")
-    return Result(item.path, item.size, counts, runs, outlines(mask) if polygons else [], unscored)
+    polygons = outlines(mask) if "polygons" in kinds else []
+    return Result(item.path, item.size, counts, runs, polygons, unscored)
+
+
+def write_pictures(
+    item: Item, mask: np.ndarray, reading: Reading, kinds: Container[str], out: Path, threshold: float
+) -> None:
+    """Write an image's mask into `out`, and what else `kinds` asks for."""
+    stem = item.path.stem
+    save_mask(mask, out / f"{stem}.png")
+    if "probability" in kinds:
+        save_probability(scale_to_probability(item.values, item.size), out / f"{stem}_probability.png")
+    if "overlay" in kinds or "cutout" in kinds:
+        image = read_image(item.path, replace(reading, size=None))
+        image = image[..., :3] if reading.channels >= 3 else image[..., :1].repeat(3, axis=2)
+    if "overlay" in kinds:
+        draw_overlay(image, mask, out / f"{stem}_overlay.jpg")
+    if "cutout" in kinds:  # half transparent where the mask ends
+        logits = item.values if reading.classes.multiclass else item.values - np.float32(threshold)
+        opacity = scale_to_probability(logits, item.size, foreground=True)
+        save_cutout(image, opacity, out / f"{stem}_cutout.png")
 
 
 def in_order(
@@ -285,7 +235,7 @@ def score_images(
 ) -> Scores:
     """Scores of a network that sees images by this `reading`, on images and their true masks at their own sizes."""
     network = partial(predict_logits, model, precision=precision)
-    finish = partial(finish_item, out=None, overlay=False, threshold=0.0, submission=False, reading=reading)
+    finish = partial(finish_item, reading=reading)
     results = predict_images(pairs, reading, network, finish, batch_size=batch_size, workers=count_cores())
     results = tqdm(results, desc="scoring at full size", total=len(pairs), unit=" images", delay=1)
     with evaluating(model):
@@ -336,11 +286,8 @@ def list_failures(failures: list[BadInput], of: int, what: str) -> None:
         print(f"{len(failures)} of {of} {what}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Predict as the constants above and `argv` say. Exits with 1 if some images or true masks couldn't be used."""
-    parser = ConstantParser(globals())
-    parser.add_argument("images", nargs="+", help="files, and folders of them")
-    options = parser.parse_args(argv)
+def check_places(options: Namespace) -> None:
+    """Refuse places to write to that can't be meant, before any image is looked for."""
     pictures = options.OVERLAY or options.PROBABILITY or options.CUTOUT
     if not options.OUT and (pictures or not (options.SUBMISSION or options.POLYGONS or options.MASK_DIR)):
         raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
@@ -349,75 +296,65 @@ def main(argv: list[str] | None = None) -> None:
             raise BadInput(file, "a folder", f"Give --{name} a file's name, say {example}")
     if options.POLYGONS and os.path.realpath(options.POLYGONS) == os.path.realpath(options.SUBMISSION):
         raise BadInput("POLYGONS", "the same file as SUBMISSION", "Give another one")
-    endings = [""] + ["_probability"] * options.PROBABILITY + ["_cutout"] * options.CUTOUT
-    images = find_inputs(options.images, options.OUT, options.MASK_DIR, endings)
-    pairs = [(file, None) for file in images]
-    if options.MASK_DIR:
-        pairs = with_masks(images, options.MASK_DIR)
-    give_memory_back()
-    device = choose_device(options.DEVICE)
-    checkpoints = options.CHECKPOINT if isinstance(options.CHECKPOINT, list) else [options.CHECKPOINT]
-    model, reading, precision = load_networks(checkpoints, device, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-    classes = reading.classes
-    if classes.multiclass:
-        for name, unused in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
-            if unused:
-                finding = f"meant for one class, and {checkpoints[0]} has {classes.count}"
-                raise BadInput(name, finding, "Leave it out")
-    out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
-    submission, polygons = (Path(file) if file else None for file in (options.SUBMISSION, options.POLYGONS))
-    for name, file in (("SUBMISSION", submission), ("POLYGONS", polygons)):
-        if file is not None:
-            writable_folder(file.parent, f"Give another --{name}")
-    names = {number: f"class {number}" for number in range(1, classes.count)} or {1: "foreground"}
 
-    results = predict_images(
-        pairs,
-        reading,
-        partial(predict_logits, model, views=options.VIEWS, precision=precision),
-        partial(
-            finish_item,
-            out=out,
-            overlay=options.OVERLAY,
-            threshold=math.log(options.THRESHOLD / (1 - options.THRESHOLD)),  # of the logit
-            submission=submission is not None,
-            probability=options.PROBABILITY,
-            cutout=options.CUTOUT,
-            polygons=polygons is not None,
-            reading=reading,
-        ),
-        batch_size=options.BATCH_SIZE,
-        workers=count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS),
-    )
-    scored, failures, unscored = [], [], []
+
+def main(argv: list[str] | None = None) -> None:
+    """Predict as the constants above and `argv` say. Exits with 1 if some images or true masks couldn't be used."""
+    parser = ConstantParser(globals())
+    parser.add_argument("images", nargs="+", help="files, and folders of them")
+    options = parser.parse_args(argv)
+    check_places(options)
+    kinds = [kind for kind in KINDS if getattr(options, kind.upper())]
+    endings = ["", *(f"_{kind}" for kind in kinds if kind in ("probability", "cutout"))]
+    images = find_inputs(options.images, options.OUT, options.MASK_DIR, endings)
+    pairs = with_masks(images, options.MASK_DIR) if options.MASK_DIR else [(file, None) for file in images]
+
+    give_memory_back()
+    paths = options.CHECKPOINT if isinstance(options.CHECKPOINT, list) else [options.CHECKPOINT]
+    device = choose_device(options.DEVICE)
+    model, reading, precision = load_networks(paths, device, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    classes = reading.classes
+    for name, given in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
+        if given and classes.multiclass:
+            raise BadInput(name, f"meant for one class, and {paths[0]} has {classes.count}", "Leave it out")
+    names = {number: f"class {number}" for number in range(1, classes.count)} or {1: "foreground"}
+    out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
+    for name in ("SUBMISSION", "POLYGONS"):
+        if file := getattr(options, name):
+            writable_folder(Path(file).parent, f"Give another --{name}")
+
+    network = partial(predict_logits, model, views=options.VIEWS, precision=precision)
+    threshold = math.log(options.THRESHOLD / (1 - options.THRESHOLD))  # of the logit
+    finish = partial(finish_item, reading=reading, kinds=kinds, out=out, threshold=threshold)
+    workers = count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS)
+    results = predict_images(pairs, reading, network, finish, batch_size=options.BATCH_SIZE, workers=workers)
+    done, failures = [], []
     try:
         with (
-            submission_rows(submission) if submission is not None else nullcontext() as rows,
-            coco_file(polygons, names) if polygons is not None else nullcontext() as add_to_coco,
+            submission_rows(Path(options.SUBMISSION)) if options.SUBMISSION else nullcontext() as rows,
+            coco_file(Path(options.POLYGONS), names) if options.POLYGONS else nullcontext() as add_to_coco,
         ):
             for result in tqdm(results, total=len(pairs), unit=" images"):
                 if isinstance(result, BadInput):
                     failures.append(result)
                     continue
-                if rows is not None:
+                if rows:
                     rows.writerow((result.path.name, result.runs))
-                if add_to_coco is not None:
+                if add_to_coco:
                     add_to_coco(result.path.name, result.size, result.outlines)
-                if result.counts is not None:
-                    scored.append(result)
-                if result.unscored is not None:
-                    unscored.append(result.unscored)
+                done.append(result._replace(runs="", outlines=[]))
     except OSError as error:  # files that can't be read are a BadInput: this is the disk that is written to
         finding = f"can't be written ({error.strerror or error})"
         raise BadInput(error.filename or "results", finding, "Make room or give another place") from error
 
-    written = " and ".join(filter(None, (options.OUT, options.SUBMISSION, options.POLYGONS))) or "nothing written"
-    print(f"{len(pairs) - len(failures)} of {len(pairs)} images predicted: {written}")
-    if scored:
+    files = list(filter(None, (options.SUBMISSION, options.POLYGONS)))
+    written = " and ".join(filter(None, (options.OUT, *files))) or "nothing written"
+    print(f"{len(done)} of {len(pairs)} images predicted: {written}")
+    if scored := [result for result in done if result.counts is not None]:
         report(scored)
-    lacking = " and ".join(filter(None, (options.SUBMISSION, options.POLYGONS)))
-    lack = f"; they are missing in {lacking}" if lacking else ""
-    list_failures(failures, len(pairs), f"images could not be used{lack}")
+    missing = f"; they are missing in {' and '.join(files)}" if files else ""
+    list_failures(failures, len(pairs), f"images could not be used{missing}")
+    unscored = [result.unscored for result in done if result.unscored]
     list_failures(unscored, len(pairs), "images could not be scored")
     if failures or unscored:
         raise SystemExit(1)

@@ -66,7 +66,7 @@ TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME.png or 
 VAL_IMG_DIR = "data/val_images/"  # images to validate on after each epoch
 VAL_MASK_DIR = "data/val_masks/"  # their masks
 NUM_CLASSES = "auto"  # 1 is foreground alone; auto is what split has found, data/dataset.json's, or 1
-IN_CHANNELS = "auto"  # bands of the images: 1 is gray, 3 RGB, others as TIFF has them; auto is split's, or 3
+IN_CHANNELS = "auto"  # of the images: 1 is gray, 3 RGB, others as TIFF has them; auto is split's, or 3
 RANGE = "auto"  # highest value of images with 16 bits, such as 4095 of 12 bits; auto is split's, or 65535
 IGNORE_INDEX = 255  # value of pixels that are left out of the loss and the scores, if NUM_CLASSES is more than 1
 
@@ -85,7 +85,7 @@ MIN_STEPS = 48  # steps per epoch that an automatic BATCH_SIZE leaves a small se
 NUM_EPOCHS = "auto"  # passes over the training images; auto is 1,500 steps, or what TIME_LIMIT allows
 PATIENCE = 0  # epochs at full size without a better validation Dice after which the run ends; 0 goes on to the end
 TIME_LIMIT = 0.0  # minutes for the whole command; 0 is none. With a limit, a run can't be repeated to the bit
-PROGRESSIVE_RESIZING = 0.5  # share of the run, its beginning, at half the height and width: a quarter of the work
+PROGRESSIVE_RESIZING = 0.5  # fraction of the run, its beginning, at half the height and width: less work
 ACCUMULATION_STEPS = 1  # parts that a batch is computed in, one by one: 4 take about a quarter of the memory
 
 CACHE_DIR = "data/cache/"  # keeps the scaled images, for later epochs and runs; "" keeps none
@@ -93,7 +93,7 @@ NUM_WORKERS = "auto"  # processes that load images; 0 loads in the training proc
 NUM_THREADS = "auto"  # threads that a CPU trains with; auto is all or one, whichever is faster beside other work
 PIN_MEMORY = True  # faster copies to a CUDA device; without one it means nothing
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
-SYNC_BATCHNORM = False  # True shares BatchNorm's statistics between GPUs, for few images on each; CUDA only
+SYNC_BATCHNORM = False  # True synchronizes BatchNorm's statistics, for few images on each GPU; CUDA only
 PRECISION = "auto"  # float16, bfloat16 or float32; auto is float16 on CUDA, the faster one on a CPU
 COMPILE = False  # True compiles the training step, which takes minutes: for long runs on CUDA
 DETERMINISTIC = False  # True has CUDA repeat a run bit for bit; a CPU does so anyway
@@ -135,7 +135,7 @@ def make_model(
     model.to(group.device, memory_format=choose_memory_format(group.device, precision))
     smallest = 2 ** len(options.FEATURES)
     train_model = group.wrap(model, torch.zeros(1, options.IN_CHANNELS, smallest, smallest), options.SYNC_BATCHNORM)
-    if group.device.type == "cpu" and group.world_size == 1:  # torchrun gives each process its share
+    if group.device.type == "cpu" and group.world_size == 1:  # torchrun divides the cores
         size, batch = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH), min(4, batch_size)
         torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, precision, size, batch))
     if options.COMPILE:  # for each size anew: code for any size gives up the layout of convolutions
@@ -147,9 +147,9 @@ def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimi
     """Muon for all parameters: at the full rate for convolutions, whose updates it makes orthogonal; at 3 % of it
     for biases and BatchNorm, each of whose numbers it changes by the rate."""
     pretrained = list(model.encoder.parameters()) if hasattr(model, "encoder") else []
-    new = [parameter for parameter in model.parameters() if all(parameter is not other for other in pretrained)]
-    weights = [parameter for parameter in new if parameter.ndim > 1]
-    vectors = [parameter for parameter in new if parameter.ndim == 1]
+    known = set(pretrained)
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1 and parameter not in known]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1 and parameter not in known]
     transposed = [module.weight for module in model.modules() if isinstance(module, nn.ConvTranspose2d)]
     groups = [{"params": weights}, {"params": vectors, "lr": 0.03 * learning_rate}]
     if pretrained:  # its weights are good already
@@ -158,7 +158,7 @@ def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimi
 
 
 def warmup_cosine(progress: float) -> float:
-    """Share of the peak learning rate after a share `progress` in [0, 1] of the run: up for 20 % and down to 0,
+    """Fraction of the peak learning rate at `progress` in [0, 1] of the run: up for 20 % of it and down to 0,
     both along a cosine. Smith and Topin 2017, https://arxiv.org/abs/1708.07120."""
     warm_up = 0.2
     if progress < warm_up:
@@ -202,9 +202,9 @@ def train_fn(
 ) -> float:
     """Train for one epoch, or for what is left of it after `first_step`, and return the mean loss.
 
-    Each batch is computed in `accumulation_steps` parts, whose gradients add up. If several processes share a
-    batch, `mean_batch_size` is the mean number of images that each has of it. `half_size` tells if the next step
-    is trained at half the height and width. `after_step` is called with each step's loss, which is on the device;
+    Each batch is computed in `accumulation_steps` parts, whose gradients add up. If a batch is split among
+    processes, `mean_batch_size` is the mean number of images that each has of it. `half_size` tells if the next
+    step is trained at half the height and width. `after_step` is called with each step's loss, on the device;
     if it returns True, no time is left for another step.
     """
     device = next(model.parameters()).device
@@ -280,23 +280,27 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     return *loaders, images
 
 
-def describe(options: Namespace, train_loader: DataLoader, val_loader: DataLoader, group: Group, dtype: Any) -> str:
+def describe(
+    options: Namespace, train_loader: DataLoader, val_loader: DataLoader, group: Group, precision: torch.dtype
+) -> str:
     """What the run is about to do, in two lines."""
-    batch_size, device = train_loader.batch_sampler.batch_size, group.device
-    threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
-    epochs = "" if math.isinf(options.NUM_EPOCHS) else f"{counted(options.NUM_EPOCHS, 'epoch')} of "
-    limit = f"{options.TIME_LIMIT:g} minutes, " if options.TIME_LIMIT else ""
-    crops, encoder = train_loader.dataset.crops, f"{options.ENCODER}, " if options.ENCODER else ""
-    of_each = f" ({counted(crops, 'crop')} of each)" if options.CROP else ""
-    features = f"{encoder}FEATURES {' '.join(map(str, options.FEATURES))}"
-    train_images = counted(len(train_loader.dataset) // crops, "training image")
-    val_images = counted(len(val_loader.dataset), "validation image")
-    batches = f"batches of {batch_size}{group.describe_shards(batch_size)}"
-    length = f"{limit}{epochs}{counted(len(train_loader), 'step')}"
-    return (
-        f"{train_images}{of_each}, {val_images}; {batches}\n"
-        f"{features}; {length}; {device} in {str(dtype).removeprefix('torch.')}{threads}"
-    )
+    crops, batch_size = train_loader.dataset.crops, train_loader.batch_sampler.batch_size
+    data = counted(len(train_loader.dataset) // crops, "training image")
+    if options.CROP:
+        data += f" ({counted(crops, 'crop')} of each)"
+    data += f", {counted(len(val_loader.dataset), 'validation image')}"
+    network = f"FEATURES {' '.join(map(str, options.FEATURES))}"
+    if options.ENCODER:
+        network = f"{options.ENCODER}, {network}"
+    length = counted(len(train_loader), "step")
+    if not math.isinf(options.NUM_EPOCHS):
+        length = f"{counted(options.NUM_EPOCHS, 'epoch')} of {length}"
+    if options.TIME_LIMIT:
+        length = f"{options.TIME_LIMIT:g} minutes, {length}"
+    machine = f"{group.device} in {str(precision).removeprefix('torch.')}"
+    if group.device.type == "cpu":
+        machine += f", {counted(torch.get_num_threads(), 'thread')}"
+    return f"{data}; batches of {batch_size}{group.describe_shards(batch_size)}\n{network}; {length}; {machine}"
 
 
 def validation_network(model: nn.Module, run: Run, crop: int) -> nn.Module:
@@ -342,7 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     options = ConstantParser(globals()).parse_args(argv)
     settle_classes(options)
     group = init_distributed(options.DEVICE)
-    device, precision = group.device, choose_precision(options.PRECISION, group.device)
+    precision = choose_precision(options.PRECISION, group.device)
     if options.DETERMINISTIC:
         make_deterministic()
     require_encoder(options.ENCODER, options.ENCODER_WEIGHTS)
@@ -353,21 +357,19 @@ def main(argv: list[str] | None = None) -> None:
     train_loader, val_loader, images = load_data(options, group)
     batch_size = train_loader.batch_sampler.batch_size
     settle(options, state, start, group, precision, batch_size, len(train_loader))
-
     model, train_model = make_model(options, group, precision, batch_size, state, start)
     loss_fn = CEDiceLoss() if options.NUM_CLASSES > 1 else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    scaler = torch.amp.GradScaler(group.device.type, enabled=precision == torch.float16)
     metadata = {"model": model.arguments, "images": images}
     run = Run(writer, vars(options), train_loader, model, optimizer, scaler, warmup_cosine, metadata, group)
     run.begin(state)
-    scores_at_end = options.FULL_SIZE_SCORES and group.is_main and not options.CROP  # which validates at full size
-    size = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-    if options.TIME_LIMIT and scores_at_end:
+    at_full_size = options.FULL_SIZE_SCORES and group.is_main and not options.CROP  # which validates at full size
+    if options.TIME_LIMIT and at_full_size:
         run.clock.at_end = seconds_at_full_size(model, val_loader.dataset, precision)
     print(describe(options, train_loader, val_loader, group, precision))
 
-    with explain_limits(f"batches of {batch_size} images of {size[1]}x{size[0]}"), run:
+    with explain_limits(f"batches of {batch_size} images of {options.IMAGE_WIDTH}x{options.IMAGE_HEIGHT}"), run:
         while not run.is_finished:
             print(f"epoch {run.epoch + 1}" + ("" if math.isinf(run.num_epochs) else f" of {run.num_epochs}"))
             train_fn(
@@ -385,14 +387,14 @@ def main(argv: list[str] | None = None) -> None:
                 show_bar=group.is_main,
             )
             print(f"mean training loss {run.mean_loss():.4f}")
-            network = validation_network(model, run, options.CROP)
+            network, batches = validation_network(model, run, options.CROP), run.stoppable(val_loader)
             scores = check_accuracy(
-                run.stoppable(val_loader), network, device, loss_fn=loss_fn, precision=precision, group=group
+                batches, network, group.device, loss_fn=loss_fn, precision=precision, group=group
             )
             if group.is_main:
                 show_epoch(run, scores, val_loader, network, options.NUM_SAVED_IMAGES, precision)
             run.finish_epoch(scores["dice"])
-    if scores_at_end:
+    if at_full_size:
         score_at_full_size(run, model, val_loader.dataset, precision)
 
 

@@ -24,6 +24,7 @@ import predict
 from benchmarks import common
 from dataset import make_transforms
 from support.device import autocast, choose_device, count_cores
+from support.networks import load_network
 from support.options import OptionParser
 from support.pairs import find_pairs
 from support.reading import read_mask
@@ -50,7 +51,7 @@ def measure(o: Any) -> Iterator[str]:
     """The lines of the tables."""
     pairs = find_pairs(o.images, o.masks)
     device, workers = choose_device(), count_cores()
-    model, reading, precision = predict.load_network(o.checkpoint, device)
+    model, reading, precision = load_network(o.checkpoint, device)
     network = partial(predict.predict_logits, model, precision=precision)
     read = partial(predict.read_item, reading=reading, transform=make_transforms()[1])
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(o.number)]
@@ -77,8 +78,8 @@ def measure(o: Any) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory() as out:
         to_png, to_line = (
-            partial(predict.finish_item, out=folder, overlay=False, threshold=0.0, submission=not folder)
-            for folder in (Path(out), None)
+            partial(predict.finish_item, out=folder, kinds=kinds)
+            for folder, kinds in ((Path(out), []), (None, ["submission"]))
         )
         stages = {
             "reading": lambda: in_threads(read, chosen),

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shutil
 import sys
 import threading
@@ -20,7 +21,6 @@ from support.files import whole_file, writable_folder
 from support.reading import Size
 
 FORMAT = 1  # of what a checkpoint holds: raise it where older code would misread a new one
-PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of weights
 
 
 def save_checkpoint(state: dict[str, Any], filename: str | Path = "my_checkpoint.pth.tar") -> None:
@@ -29,93 +29,6 @@ def save_checkpoint(state: dict[str, Any], filename: str | Path = "my_checkpoint
     Raises BadInput, with the old file as it was, where the new one can't be written.
     """
     _write(_to_bytes(state), Path(filename))
-
-
-class NewerFormat(BadInput):
-    """A checkpoint that a newer version of this repository wrote: whole, but not for this one."""
-
-
-class CheckpointWriter:
-    """Saves a run's checkpoints beside the training: only the copy into memory takes the run's own time.
-
-    `latest` is replaced by each `save`; the one before stays as `previous`, and the best so far as `best`. While it
-    lives, no other run can write into `folder`: that raises BadInput there, as does a folder that can't be written.
-    Of several processes only the one that `writes` does any of this.
-    """
-
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self._lock = lock_folder(folder) if writes else None
-        self.latest = folder / "my_checkpoint.pth.tar"
-        self.previous = folder / "previous_checkpoint.pth.tar"
-        self.best = folder / "best_checkpoint.pth.tar"
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
-
-    def save(self, state: dict[str, Any], is_best: bool = False) -> None:
-        """Copy `state` and write it in the background. Raises what went wrong with the save before."""
-        self.wait()
-        if self._lock is None:
-            return
-        self._thread = threading.Thread(target=self._write, args=(_to_bytes(state), is_best))
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when the last save is on the disk. Raises BadInput where it could not be written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def poll(self) -> None:
-        """Raise what went wrong with the last save, if it has ended."""
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
-
-    def _write(self, data: memoryview, is_best: bool) -> None:
-        try:
-            if self.latest.exists():
-                _place_copy(self.latest, self.previous)
-            _write(data, self.latest)
-            if is_best:
-                _place_copy(self.latest, self.best)
-        except Exception as error:  # raised again in the run's own thread
-            self._error = error
-
-    def check_room(self, model: nn.Module) -> None:
-        """Raise BadInput where the disk can't hold the latest, the previous, the best and one being written."""
-        one = 2 * sum(value.nbytes for value in model.state_dict().values())  # weights and Muon's momentum
-        needed = 4 * one
-        ours = sum(path.stat().st_size for path in (self.latest, self.previous, self.best) if path.exists())
-        free = shutil.disk_usage(self.latest.parent).free + ours
-        if free < needed:
-            finding = f"{free / 1e9:.2f} GB free, where a run's checkpoints take {needed / 1e9:.2f}"
-            raise BadInput(self.latest.parent, finding, "Make room or give another --OUT_DIR")
-
-    def saved_state(self, load_model: bool, run_id: str) -> dict[str, Any] | None:
-        """The checkpoint to resume from: the latest, with `load_model`; otherwise what was saved before torchrun
-        restarted the processes of the same command, which have one `run_id`; or none."""
-        if load_model:
-            if not self.latest.exists():
-                raise missing_checkpoint(self.latest, "Leave LOAD_MODEL out to begin a new run")
-            return self.read()
-        if run_id and self.latest.exists():
-            state = self.read()
-            return state if state.get("run_id") == run_id else None
-        return None
-
-    def read(self) -> dict[str, Any]:
-        """The latest checkpoint, or, with a line that says so, the one before where the latest is broken."""
-        try:
-            return read_checkpoint(self.latest)
-        except BadInput as error:
-            if isinstance(error, NewerFormat) or not self.previous.exists():
-                raise
-            state = read_checkpoint(self.previous)
-            _place_copy(self.previous, self.latest)  # else the next save would make the broken one the previous
-            print(f"{error} Going on from {self.previous} instead.", file=sys.stderr)
-            return state
 
 
 def _to_bytes(state: dict[str, Any]) -> memoryview:
@@ -142,6 +55,88 @@ def _place_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, part)
 
 
+class CheckpointWriter:
+    """Saves a run's checkpoints beside the training: only the copy into memory takes the run's own time.
+
+    `latest` is replaced by each `save`; the one before stays as `previous`, and the best so far as `best`. While it
+    lives, no other run can write into `folder`: that raises BadInput there, as does a folder that can't be written.
+    Of several processes only the one that `writes` does any of this.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self._lock = lock_folder(folder) if writes else None
+        self.latest = folder / "my_checkpoint.pth.tar"
+        self.previous = folder / "previous_checkpoint.pth.tar"
+        self.best = folder / "best_checkpoint.pth.tar"
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, state: dict[str, Any], is_best: bool = False) -> None:
+        """Copy `state` and write it in the background. Raises what went wrong with the save before."""
+        self.wait()
+        if self._lock is not None:
+            self._thread = threading.Thread(target=self._write, args=(_to_bytes(state), is_best))
+            self._thread.start()
+
+    def _write(self, data: memoryview, is_best: bool) -> None:
+        try:
+            if self.latest.exists():
+                _place_copy(self.latest, self.previous)
+            _write(data, self.latest)
+            if is_best:
+                _place_copy(self.latest, self.best)
+        except Exception as error:  # raised again in the run's own thread
+            self._error = error
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk. Raises BadInput where it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        if error is not None:
+            raise error
+
+    def poll(self) -> None:
+        """Raise what went wrong with the last save, if it has ended."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def check_room(self, model: nn.Module) -> None:
+        """Raise BadInput where the disk can't hold the latest, the previous, the best and one being written."""
+        needed = 4 * 2 * sum(value.nbytes for value in model.state_dict().values())  # weights and Muon's momentum
+        ours = sum(path.stat().st_size for path in (self.latest, self.previous, self.best) if path.exists())
+        free = shutil.disk_usage(self.latest.parent).free + ours
+        if free < needed:
+            finding = f"{free / 1e9:.2f} GB free, where a run's checkpoints take {needed / 1e9:.2f}"
+            raise BadInput(self.latest.parent, finding, "Make room or give another --OUT_DIR")
+
+    def saved_state(self, load_model: bool, run_id: str) -> dict[str, Any] | None:
+        """The checkpoint to resume from: the latest, with `load_model`; otherwise what was saved before torchrun
+        restarted the processes of the same command, which have one `run_id`; or none."""
+        if load_model and not self.latest.exists():
+            raise missing_checkpoint(self.latest, "Leave LOAD_MODEL out to begin a new run. ")
+        state = self.read() if load_model or (run_id and self.latest.exists()) else None
+        return state if load_model or (state and state.get("run_id") == run_id) else None
+
+    def read(self) -> dict[str, Any]:
+        """The latest checkpoint, or, with a line that says so, the one before where the latest is broken."""
+        try:
+            return read_checkpoint(self.latest)
+        except NewerFormat:
+            raise
+        except BadInput as error:
+            if not self.previous.exists():
+                raise
+            state = read_checkpoint(self.previous)
+            _place_copy(self.previous, self.latest)  # else the next save would make the broken one the previous
+            print(f"{error} Going on from {self.previous} instead.", file=sys.stderr)
+            return state
+
+
+class NewerFormat(BadInput):
+    """A checkpoint that a newer version of this repository wrote: whole, but not for this one."""
+
+
 def read_checkpoint(filename: str | Path) -> dict[str, Any]:
     """The state in a checkpoint file, on the CPU. Nothing in the file is run.
 
@@ -165,14 +160,10 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
         if not 0 < len(reason) < 80:  # torch.load explains itself at length
             reason = "broken, or written by something else"
         raise BadInput(path, f"not a checkpoint that can be read ({reason})", "Use another checkpoint") from error
-    if not isinstance(state, dict):
-        raise BadInput(path, f"holds a {type(state).__name__}, not a checkpoint", "Use one that train.py wrote")
-    if "state_dict" not in state:
-        if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise BadInput(path, "holds no 'state_dict'", "Use a checkpoint that train.py wrote")
+    if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
         state = {"state_dict": state}  # weights alone
-    if not isinstance(state["state_dict"], dict):
-        raise BadInput(path, "holds no weights by name", "Use a checkpoint that train.py wrote")
+    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
+        raise BadInput(path, "holds no 'state_dict' of weights by name", "Use a checkpoint that train.py wrote")
     if "step" in state and state.get("format", 1) > FORMAT:
         finding = f"written by a newer version (format {state['format']}, where this one knows {FORMAT})"
         raise NewerFormat(path, finding, "Update this repository, or use another checkpoint")
@@ -183,7 +174,7 @@ def missing_checkpoint(path: Path, remedy: str = "") -> BadInput:
     """What to raise about a checkpoint that isn't there: it names those that are in its folder."""
     found = [*path.parent.glob("*.pth.tar"), *path.parent.glob("previous_runs/*/*.pth.tar")]
     there = ", ".join(sorted(str(file.relative_to(path.parent)) for file in found)) or "none"
-    return BadInput(path, "no such checkpoint", f"{remedy and remedy + '. '}Checkpoints in this folder: {there}")
+    return BadInput(path, "no such checkpoint", f"{remedy}Checkpoints in this folder: {there}")
 
 
 def trained_size(state: dict[str, Any]) -> Size:
@@ -202,13 +193,11 @@ def load_checkpoint(
     Raises BadInput about `name`, with neither changed, where weights are not finite or anything doesn't fit.
     """
     weights = plain_weights(checkpoint)
-    expected = model.state_dict()
-    differences = [f"{key} is missing" for key in expected if key not in weights]
-    differences += [f"{key} is not expected" for key in weights if key not in expected]
-    differences += [
-        f"{key} is {_shape(weights[key])} instead of {_shape(value)}"
-        for key, value in expected.items()
-        if key in weights and _shape(weights[key]) != _shape(value)
+    found, expected = _shapes(weights), _shapes(model.state_dict())
+    differences = [
+        f"{key} is {found.get(key, 'nothing')} instead of {expected.get(key, 'nothing')}"
+        for key in expected | found
+        if found.get(key) != expected.get(key)
     ]
     if differences:
         number = counted(len(differences), "difference")
@@ -233,32 +222,30 @@ def start_from(checkpoint: dict[str, Any], model: nn.Module, *, name: str) -> No
     """Put a checkpoint's weights into `model`, whose head keeps its own if it has another number of classes. Prints
     how many. Raises BadInput as `load_checkpoint` does."""
     weights, own = plain_weights(checkpoint), model.state_dict()
-    new = [key for key in own if key.startswith("final_conv.") and _shape(weights.get(key)) != _shape(own[key])]
+    shapes, own_shapes = _shapes(weights), _shapes(own)
+    new = [key for key in own if key.startswith("final_conv.") and shapes.get(key) != own_shapes[key]]
     weights |= {key: own[key] for key in new}
     load_checkpoint({**checkpoint, "state_dict": weights}, model, name=name)
     print(f"{name}: {len(own) - len(new)} of {len(own)} tensors taken{'; final_conv starts anew' if new else ''}")
 
 
 def plain_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights by the names that the model itself gives them."""
-    return {_plain(key): value for key, value in checkpoint["state_dict"].items()}
+    """A checkpoint's weights by the names that the model itself gives them, without what DataParallel and
+    torch.compile put before these."""
+    weights = checkpoint["state_dict"]
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
 
 
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(w.shape) if isinstance(w, torch.Tensor) else type(w).__name__ for name, w in weights.items()
+    }
 
 
-def _kind(state: dict[str, Any]) -> list[Any]:
-    """What tells the state of one optimizer from that of another: its settings' names, the size of each group, and
-    the one setting in which Adam and AdamW differ."""
-    groups = state.get("param_groups", [])
+def _kind(optimizer: dict[str, Any]) -> list[Any]:
+    """What tells one optimizer's state from another's; Adam's and AdamW's differ in a single setting."""
+    groups = optimizer.get("param_groups", [])
     return [(set(group), len(group["params"]), group.get("decoupled_weight_decay")) for group in groups]
-
-
-def _plain(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.partition(".")[2]
-    return name
 
 
 def all_finite(weights: dict[str, torch.Tensor]) -> bool:

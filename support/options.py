@@ -18,45 +18,39 @@ from typing import Any, NoReturn
 
 from support.errors import BadInput
 
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(least: int, auto: bool = False) -> Rule:
+    return lambda v: (auto and v == "auto") or v >= least, f"{least} or more" + ', or "auto"' * auto
+
+
+def _all_from_1(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(isinstance(n, int) and n >= 1 for n in values)
+
+
 # What a constant's value must be, by name: a test, and how to say it. Holds for the file and the command line.
-RULES = {
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("MIN_STEPS", "ACCUMULATION_STEPS", "STEPS", "REPEATS"), _at_least(1)),
+    **dict.fromkeys(("PATIENCE", "CROP", "NUM_SAVED_IMAGES", "EPOCH_IMAGES"), _at_least(0)),
+    **dict.fromkeys(("IMAGE_HEIGHT", "IMAGE_WIDTH"), (lambda v: v == "auto" or v >= 1, "1 or more")),
+    **dict.fromkeys(("BATCH_SIZE", "NUM_EPOCHS"), _at_least(1, auto=True)),
+    "NUM_WORKERS": _at_least(0, auto=True),
+    "NUM_THREADS": (lambda v: v == "auto" or 1 <= v <= 1024, '1 to 1024, or "auto"'),
     "LEARNING_RATE": (lambda v: 0 < v < math.inf, "a positive number"),
-    "BATCH_SIZE": (lambda v: v == "auto" or v >= 1, '1 or more, or "auto"'),
-    "MIN_STEPS": (lambda v: v >= 1, "1 or more"),
-    "ACCUMULATION_STEPS": (lambda v: v >= 1, "1 or more"),
-    "NUM_EPOCHS": (lambda v: v == "auto" or v >= 1, '1 or more, or "auto"'),
-    "PATIENCE": (lambda v: v >= 0, "a number of epochs, or 0"),
-    "PROGRESSIVE_RESIZING": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-    "CROP": (lambda v: v >= 0, "0 for none, or pixels"),
-    "IMAGE_HEIGHT": (lambda v: v == "auto" or v >= 1, "1 or more"),
-    "IMAGE_WIDTH": (lambda v: v == "auto" or v >= 1, "1 or more"),
-    "FEATURES": (
-        lambda v: v == "auto" or (len(v) > 0 and all(isinstance(n, int) and n >= 1 for n in v)),
-        'one or more numbers from 1 up, or "auto"',
-    ),
+    "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
     "TIME_LIMIT": (lambda v: 0 <= v < math.inf, "minutes, or 0 for none"),
+    "THRESHOLD": (lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "PROGRESSIVE_RESIZING": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "FEATURES": (lambda v: v == "auto" or _all_from_1(v), 'one or more numbers from 1 up, or "auto"'),
     "NUM_CLASSES": (lambda v: v == "auto" or 1 <= v <= 255, "1 for foreground alone, or 2 to 255"),
-    "IN_CHANNELS": (lambda v: v == "auto" or v >= 1, "1 for gray, 3 for RGB, or another number of bands"),
+    "IN_CHANNELS": (lambda v: v == "auto" or v >= 1, "1 for gray, 3 for RGB, or another number of channels"),
     "RANGE": (lambda v: v == "auto" or 0 <= v <= 65535, "the highest value of 16 bits, or 0 for 65535"),
     "IGNORE_INDEX": (lambda v: 0 <= v <= 255, "0 to 255"),
-    "NUM_SAVED_IMAGES": (lambda v: v >= 0, "0 or more"),
-    "STEPS": (lambda v: v >= 1, "1 or more"),
-    "REPEATS": (lambda v: v >= 1, "1 or more"),
-    "EPOCH_IMAGES": (lambda v: v >= 0, "0 or more"),
-    "PARTS": (lambda v: {*v} <= {"reading", "step", "epoch", "learning"}, "reading, step, epoch or learning"),
-    "TARGET_DICE": (lambda v: 0 < v < 1, "a number between 0 and 1"),
-    "EPOCHS": (lambda v: v >= 1, "1 or more"),
-    "PLAIN_EPOCHS": (lambda v: v >= 0, "0 or more"),
-    "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
-    "VIEWS": (lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
-    "THRESHOLD": (lambda v: 0 < v < 1, "a number between 0 and 1"),
-    "NUM_WORKERS": (lambda v: v == "auto" or (isinstance(v, int) and v >= 0), '0 or more, or "auto"'),
-    "NUM_THREADS": (lambda v: v == "auto" or (isinstance(v, int) and 1 <= v <= 1024), '1 to 1024, or "auto"'),
-    "PRECISION": (
-        lambda v: v in ("auto", "float32", "float16", "bfloat16"),
-        "auto, float32, float16 or bfloat16",
-    ),
     "SEED": (lambda v: 0 <= v < 2**63, "0 or more"),
+    "VIEWS": (lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
+    "PRECISION": (lambda v: v in ("auto", "float32", "float16", "bfloat16"), "auto, float32, float16 or bfloat16"),
+    "PARTS": (lambda v: {*v} <= {"reading", "step", "epoch"}, "reading, step or epoch"),
 }
 SET_BY_SPLIT = {"NUM_CLASSES": 1, "IN_CHANNELS": 3, "RANGE": 65535}  # without split's dataset.json
 LISTS = {"FEATURES", "CHECKPOINT"}  # constants that take several values, even if the default is "auto"

@@ -55,32 +55,31 @@ class Run:
         metadata: dict[str, Any],
         group: Group = ALONE,
     ) -> None:
-        """`schedule` gives the share of the peak learning rate from the share of the run that is done; `constants`
+        """`schedule` gives the learning rate, of its peak, from the fraction of the run that is done; `constants`
         are the script's, in force; `metadata` is what else a checkpoint tells: the model's arguments and which
         images it is trained on. Raises BadInput if OUT_DIR can't be written."""
-        out_dir, self.writer = Path(constants["OUT_DIR"]), writer
+        out_dir = Path(constants["OUT_DIR"])
         self.images_dir = writable_folder(out_dir / "saved_images")
         self.logger = Logger(writable_folder(out_dir / "runs"), constants, enabled=group.is_main)
-        self.writer.check_room(model)
-        self.metadata, self.group = {"constants": constants, **metadata}, group
+        writer.check_room(model)
+        self.writer, self.group = writer, group
         self.dataset, self.batches = loader.dataset, loader.batch_sampler
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.schedule = schedule
-        for param_group in optimizer.param_groups:
-            param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
-        self.num_epochs, self.save_seconds = constants["NUM_EPOCHS"], constants["SAVE_MINUTES"] * 60
-        self.patience = constants["PATIENCE"]
+        self.model, self.optimizer, self.scaler, self.schedule = model, optimizer, scaler, schedule
+        self.constants, self.metadata = constants, {"constants": constants, **metadata}
+        self.num_epochs, self.patience = constants["NUM_EPOCHS"], constants["PATIENCE"]
         self.half_share, self.clock = constants["PROGRESSIVE_RESIZING"], Clock(constants["TIME_LIMIT"] * 60)
+
         self.epoch = self.step = 0
         self.loss_sum = torch.zeros((), device=group.device)  # over the epoch's steps
         self.losses: list[Tensor] = []  # of the steps since the last look, left on the device
         self.best_dice = -1.0
-        self.drawn: set[str] = set()  # images that the page has already
         self.full_size_dice: list[float] = []  # of each epoch that PATIENCE counts
         self.signal, self.save_soon = 0, False  # what this process was asked for
-        self.asks_always = group.world_size == 1 or group.device.type == "cpu"  # GPUs would wait for each other
         self.last_save = time.monotonic()
         self.last_record: tuple[int, float] | None = None  # a step of this epoch and when it was done
+        self.drawn: set[str] = set()  # images that the page has already
+        for param_group in optimizer.param_groups:
+            param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
         self._set_learning_rate()
 
     @property
@@ -90,20 +89,20 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, in [0, 1], whatever the number of steps in its epochs was: of its
+        """The fraction of the run that is done, in [0, 1], whatever the number of steps in its epochs was: of its
         steps or, with a TIME_LIMIT, of the steps that the time will be enough for, if these are fewer."""
         by_steps = self.total_steps / (self.num_epochs * len(self.batches))
         return min(1.0, max(by_steps, progress_of_work(self.clock.share, self.half_share)))
 
     @property
+    def half_size(self) -> bool:
+        """Whether the network has seen nothing but half the height and width so far, in progressive resizing."""
+        return 0 < self.progress <= self.half_share
+
+    @property
     def image_size(self) -> Size:
         """The size, (height, width), that the network has been trained at last."""
         return trained_size({**self.metadata, "half_size": self.half_size})
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all epochs are done and validated, or the time or the patience is over."""
-        return self.epoch >= self.num_epochs or ((self.clock.share == 1 or self.is_stuck) and self.step == 0)
 
     @property
     def is_stuck(self) -> bool:
@@ -112,9 +111,9 @@ class Run:
         return bool(scores) and 0 < self.patience < len(scores) - scores.index(max(scores))
 
     @property
-    def half_size(self) -> bool:
-        """Whether the network has seen nothing but half the height and width so far, in progressive resizing."""
-        return 0 < self.progress <= self.half_share
+    def is_finished(self) -> bool:
+        """Whether all epochs are done and validated, or the time or the patience is over."""
+        return self.epoch >= self.num_epochs or ((self.clock.share == 1 or self.is_stuck) and self.step == 0)
 
     def _set_learning_rate(self) -> None:
         for param_group in self.optimizer.param_groups:
@@ -150,79 +149,75 @@ class Run:
         }
 
     def begin(self, state: dict[str, Any] | None) -> None:
-        """Resume from a saved state; without one, move the results of the run before out of the way."""
-        if state:
-            self._resume(state)
+        """Resume from a saved state, or begin anew with its weights if it holds no more than these; without one,
+        move the results of the run before out of the way."""
+        name = str(self.writer.latest)
+        if state and "step" in state:
+            self._resume(state, name)
+        elif state:
+            load_checkpoint(state, self.model, name=name)
+            print(f"{name}: weights alone, with which a new run begins")
         elif self.group.is_main:
             results = ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"]
             if archive := archive_results(self.writer.latest.parent, results):
                 print(f"the results of the run before are now in {archive}")
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; from weights alone, or another script's checkpoint, begin anew."""
-        name = str(self.writer.latest)
-        if "step" not in state:
-            load_checkpoint(state, self.model, name=name)
-            print(f"{name}: weights alone, with which a new run begins")
-            return
+    def _resume(self, state: dict[str, Any], name: str) -> None:
         try:
             self._restore(state, name)
-            done = f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
-            print(f"{name}: going on after {done}")
-            if self.is_finished:
-                limit = f"NUM_EPOCHS {self.num_epochs}"
-                if self.clock.share == 1:
-                    limit = f"TIME_LIMIT {self.clock.seconds / 60:g}"
-                elif self.is_stuck:
-                    limit = f"PATIENCE {self.patience}"
-                print(f"{limit} is reached: give a larger one to train on")
         except BadInput:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             finding = f"lacks {reason}" if isinstance(error, KeyError) else f"not as train.py writes it ({reason})"
             raise BadInput(name, finding, "Use another checkpoint") from error
+        print(f"{name}: going on after {counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}")
+        if self.is_finished:
+            limit = f"NUM_EPOCHS {self.num_epochs}"
+            if self.clock.share == 1:
+                limit = f"TIME_LIMIT {self.clock.seconds / 60:g}"
+            elif self.is_stuck:
+                limit = f"PATIENCE {self.patience}"
+            print(f"{limit} is reached: give a larger one to train on")
 
     def _restore(self, state: dict[str, Any], name: str) -> None:
-        in_force = [
-            {key: value for key, value in param_group.items() if key != "params"}
-            for param_group in self.optimizer.param_groups
-        ]
+        # The optimizer's state comes with the settings that it had: those in force now are the options'.
+        param_groups = self.optimizer.param_groups
+        in_force = [{key: group[key] for key in group.keys() - {"params"}} for group in param_groups]
         load_checkpoint(state, self.model, self.optimizer, name=name)
-        images = self.metadata["images"]
-        if state.get("images", images) != images:
+        for group, settings in zip(self.optimizer.param_groups, in_force, strict=True):
+            group.update(settings)
+        if state["images"] != self.metadata["images"]:
             counts = "{train} for training and {val} for validation"
-            then, now = (counts.format(**some) for some in (state["images"], images))
+            then, now = (counts.format(**images) for images in (state["images"], self.metadata["images"]))
             finding = f"the images have changed since it was written: then {then}, now {now}"
             warn(name, finding, "The run goes on with the new ones")
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        # The same share of the epoch is done, if it has another number of steps now.
-        self.epoch, self.best_dice, steps = state["epoch"], state["best_dice"], len(self.batches)
-        self.full_size_dice = list(state.get("full_size_dice", ()))
-        share = steps / state.get("steps_per_epoch", steps)
-        self.step = round(share * state["step"])
-        self.losses = list(state["losses"].to(self.group.device)) if share == 1 and "loss_sum" in state else []
-        self.loss_sum = share * state.get("loss_sum", state["losses"].sum()).to(self.group.device)
+        self.epoch, self.best_dice = state["epoch"], state["best_dice"]
+        self.full_size_dice = list(state["full_size_dice"])
+        # The same fraction of the epoch is done, if it has another number of steps now.
+        fraction = len(self.batches) / state["steps_per_epoch"]
+        self.step = round(fraction * state["step"])
+        losses = state["losses"].to(self.group.device)
+        self.losses = list(losses) if fraction == 1 else []
+        self.loss_sum = fraction * state["loss_sum"].to(self.group.device)
         self.batches.epoch, self.batches.first_batch = self.epoch, self.step
-        self.clock.earlier = state.get("elapsed", 0.0)
+        self.clock.earlier = state["elapsed"]
         self.clock.look(self.group)
-        # The optimizer's state comes with the settings that it had: those in force now are the options'.
-        for param_group, settings in zip(self.optimizer.param_groups, in_force, strict=True):
-            param_group.update(settings)
         self._set_learning_rate()
-        if self.metadata["constants"].get("NUM_THREADS") == "auto":  # another number would round otherwise
-            torch.set_num_threads(state.get("num_threads", torch.get_num_threads()))
+        if self.constants["NUM_THREADS"] == "auto":  # another number would round otherwise
+            torch.set_num_threads(state["num_threads"])
         generators = state["generators"]
         torch.set_rng_state(generators["torch"])
         if torch.cuda.is_available() and len(generators["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(generators["cuda"])
         random.setstate(generators["python"])
         np.random.set_state(tuple(generators["numpy"]))
-        for name, value in state["constants"].items():
-            now = self.metadata["constants"].get(name, value)
-            if now != value and name != "LOAD_MODEL":
-                print(f"{name} was {value!r} when this run began and is {now!r} now")
+        for constant, then in state["constants"].items():
+            now = self.constants.get(constant, then)
+            if now != then and constant != "LOAD_MODEL":
+                print(f"{constant} was {then!r} when this run began and is {now!r} now")
 
     def after_step(self, loss: Tensor) -> bool:
         """Count the step and set the next one's learning rate; every so many, and whenever something is asked for,
@@ -234,7 +229,8 @@ class Run:
         self.loss_sum += loss
         self.last_record = self.last_record or (self.step, time.perf_counter())
         look = self.step % LOOK_EVERY == 0 or self.step == len(self.batches) or self.progress == 1
-        number, save = self.asked() if look or self.asks_always else (0, False)
+        always = self.group.world_size == 1 or self.group.device.type == "cpu"  # GPUs would wait for each other
+        number, save = self.asked() if look or always else (0, False)
         if look or number or save:
             self.check_losses()
             self.writer.poll()
@@ -244,15 +240,15 @@ class Run:
             minutes = self.clock.minutes_left(work(self.progress, self.half_share))
             if minutes is not None and self.group.is_main:
                 tqdm.write(f"about {minutes:.1f} minutes of training to go")
-        if number:
-            self.save_and_exit(number)
-        if save:
+        if number or save:
             self.save()
+        if number:
+            self.exit(number)
         return self.progress == 1
 
     def asked(self) -> tuple[int, bool]:
         """The signal that any process got, or 0, and whether to save: one answer for all processes."""
-        due = time.monotonic() - self.last_save > self.save_seconds
+        due = time.monotonic() - self.last_save > 60 * self.constants["SAVE_MINUTES"]
         signals, saves = zip(*self.group.all_gather((self.signal, self.save_soon or due)), strict=True)
         return max(signals), any(saves)
 
@@ -276,16 +272,16 @@ class Run:
     def stoppable(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of `loader`, for as long as no signal asks to stop."""
         if self.half_size:
-            print(
-                f"the network has seen {self.image_size[1]}x{self.image_size[0]} so far: its logits are scaled up"
-            )
+            height, width = self.image_size
+            print(f"the network has seen {width}x{height} so far: its logits are scaled up")
         for batch in loader:
             if self.signal:
                 break
             yield batch
         number, _ = self.asked()  # here, because the processes' batches may differ in number
         if number:
-            self.save_and_exit(number)
+            self.save()
+            self.exit(number)
 
     def finish_epoch(self, dice: float) -> None:
         """Move on to the next epoch and save; the highest validation Dice so far makes the best checkpoint."""
@@ -311,11 +307,6 @@ class Run:
         self.writer.save(self.state(), is_best)
         self.save_soon, self.last_save = False, time.monotonic()
 
-    def save_and_exit(self, number: int) -> NoReturn:
-        """Save, and end the process as the signal of that number asks."""
-        self.save()
-        self.exit(number)
-
     def exit(self, number: int) -> NoReturn:
         """End the process as the signal of that number asks, when what was saved last is on the disk."""
         self.writer.wait()
@@ -326,21 +317,17 @@ class Run:
 
     def check_losses(self) -> None:
         """Raise BadInput at the first loss since the last look that is not finite, with the files of its step."""
-        bad = (~torch.stack(self.losses).isfinite()).nonzero()
-        found = None
-        if len(bad):
-            step = self.step - len(self.losses) + int(bad[0])
+        bad, found = (~torch.stack(self.losses).isfinite()).nonzero().flatten().tolist(), None
+        if bad:
+            step = self.step - len(self.losses) + bad[0]
             files = ", ".join(self.dataset.images[index] for index in self.batches.shard(self.epoch, step))
-            found = step, f"the loss is {self.losses[int(bad[0])].item()}, with {files}"
-        found = min(filter(None, self.group.all_gather(found)), default=None)
-        if found:
-            step, finding = found
+            found = step, f"the loss is {self.losses[bad[0]].item()}, with {files}"
+        if found := min(filter(None, self.group.all_gather(found)), default=None):
             remedy = "Look at these files, lower LEARNING_RATE or set PRECISION to float32"
-            raise BadInput(f"epoch {self.epoch + 1}, step {step + 1}", finding, remedy)
+            raise BadInput(f"epoch {self.epoch + 1}, step {found[0] + 1}", found[1], remedy)
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
-            finding = "every step overflows in float16"
             remedy = "Lower LEARNING_RATE or set PRECISION to bfloat16 or float32"
-            raise BadInput(f"epoch {self.epoch + 1}, step {self.step}", finding, remedy)
+            raise BadInput(f"epoch {self.epoch + 1}, step {self.step}", "every step overflows in float16", remedy)
 
     def __enter__(self) -> "Run":
         self._handlers = {}
@@ -371,14 +358,14 @@ class Run:
 def archive_results(folder: Path, patterns: Sequence[str]) -> Path | None:
     """Move what matches `patterns` in `folder` to the like place in `folder`/previous_runs/TIME, and return that
     folder; None where nothing matches."""
-    there = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    if not there:
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if not found:
         return None
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = (stamp if number == 1 else f"{stamp}_{number}" for number in count(1))
-    aside = next(path for name in names if not (path := folder / "previous_runs" / name).exists())
-    for path in there:
-        target = aside / path.relative_to(folder)
+    names = (f"{stamp}_{number}" if number > 1 else stamp for number in count(1))
+    archive = next(path for name in names if not (path := folder / "previous_runs" / name).exists())
+    for path in found:
+        target = archive / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
-    return aside
+    return archive

@@ -17,9 +17,9 @@ from test_resume import differences, interrupted
 
 import train
 from model import UNET, Encoder
-from predict import load_network
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput
+from support.networks import load_network
 from support.pretrained import load_pretrained
 
 ROOT = Path(__file__).parent.parent

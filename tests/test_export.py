@@ -19,6 +19,7 @@ import predict
 import train
 from model import UNET
 from support.errors import run_script
+from support.networks import load_network
 from support.reading import Reading, read_image
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +78,7 @@ def test_files_give_what_the_checkpoint_gives(folder, name, words, sizes):
     assert outputs.name == ("logits" if "--LOGITS" in words else "probabilities")
     assert (inputs.shape[2:] == [32, 48]) == ("--FIXED_SIZE" in words)
     module = torch.export.load(file.with_suffix(".pt2")).module()
-    network = predict.load_network(folder / f"{name}.pth.tar", torch.device("cpu"))[0]
+    network = load_network(folder / f"{name}.pth.tar", torch.device("cpu"))[0]
     for number, height, width in sizes:
         paths = sorted((folder / "VAL_images").iterdir())[:number]
         images = (

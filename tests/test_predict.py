@@ -21,9 +21,11 @@ from PIL import Image
 
 import predict
 import train
+from model import UNET
 from support.coco import outlines
 from support.device import autocast
 from support.errors import run_script
+from support.networks import load_network
 from support.reading import read_image
 from support.visualize import STRONG, draw_overlay, scale_to_mask
 
@@ -124,7 +126,7 @@ def test_a_mask_is_where_the_scaled_logits_are_positive(run, trained, tmp_path, 
     picture(size).save(tmp_path / "photo.png")
     mask = mask_of(run(tmp_path / "photo.png") / "photo.png")
     checkpoint = trained / "best_checkpoint.pth.tar"
-    model, reading, precision = predict.load_network(checkpoint, torch.device("cpu"))
+    model, reading, precision = load_network(checkpoint, torch.device("cpu"))
     image = read_image(tmp_path / "photo.png", reading)
     assert image.shape == (32, 48, 3)
     with torch.no_grad(), autocast(torch.device("cpu"), precision):
@@ -242,7 +244,7 @@ def classes(request, trained, tmp_path) -> tuple[Path, int]:
     if request.param == 1:
         return trained / "best_checkpoint.pth.tar", 1
     torch.manual_seed(0)
-    torch.save(predict.UNET(3, 3, [4, 8]).state_dict(), tmp_path / "three.pth")
+    torch.save(UNET(3, 3, [4, 8]).state_dict(), tmp_path / "three.pth")
     return tmp_path / "three.pth", 3
 
 
@@ -252,7 +254,7 @@ def test_probabilities_and_cutouts_are_those_of_the_scaled_logits(classes, tmp_p
     out = tmp_path / "out"
     words = ["--CHECKPOINT", str(checkpoint), "--OUT", str(out), *([] if number > 1 else ["--THRESHOLD", "0.7"])]
     predict.main([str(tmp_path / "photo.png"), *words, "--PROBABILITY", "--CUTOUT"])
-    model, reading, precision = predict.load_network(checkpoint, torch.device("cpu"))
+    model, reading, precision = load_network(checkpoint, torch.device("cpu"))
     image = torch.from_numpy(read_image(tmp_path / "photo.png", reading)).permute(2, 0, 1)[None] / 255
     logits = torch.from_numpy(predict.predict_logits(model, image, precision=precision))
     logits = F.interpolate(logits.view(1, -1, *reading.size), (321, 481), mode="bilinear", align_corners=False)[0]
@@ -448,7 +450,7 @@ def test_a_run_stopped_while_it_saw_half_the_size_predicts_at_that(trained, tmp_
     assert state["half_size"] is False
     for half_size, sides, expected in ((True, [], (16, 24)), (False, [], (32, 48)), (False, [20, 30], (20, 30))):
         torch.save({**state, "half_size": half_size}, tmp_path / "stopped.pth.tar")
-        assert predict.load_network(tmp_path / "stopped.pth.tar", torch.device("cpu"), *sides)[1].size == expected
+        assert load_network(tmp_path / "stopped.pth.tar", torch.device("cpu"), *sides)[1].size == expected
 
 
 def test_a_true_mask_of_another_size_is_a_failure(run, trained, tmp_path, capsys):

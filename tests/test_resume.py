@@ -17,7 +17,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import dataset
 import train
 from model import UNET
 from support.checkpoint import read_checkpoint, save_checkpoint
@@ -180,9 +179,10 @@ PIECES = {
 
 @pytest.mark.parametrize("piece", [None, *PIECES])
 def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, capsys, uninterrupted, piece):
-    compose = A.Compose
+    augmentation, to_tensor = train.make_transforms()
+    noisy = A.Compose([A.Lambda(image=noise), augmentation])
+    monkeypatch.setattr(train, "make_transforms", lambda: (noisy, to_tensor))
     monkeypatch.setattr(train, "UNET", Dropping)
-    monkeypatch.setattr(dataset.A, "Compose", lambda steps: compose([A.Lambda(image=noise), *steps]))
     # Threads would share out the noise at full size as it comes.
     arguments = [*folders, "--NUM_WORKERS", "0", "--SAVE_MINUTES", "60", "--FULL_SIZE_SCORES", "False"]
 
