@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks once, at its first call of all
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from support.errors import run_script
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,20 +48,57 @@ def write_pairs(images: Path, masks: Path, names: list[str], size: tuple[int, in
         Image.fromarray(mask).save(masks / f"{name}_mask.gif")
 
 
+def write_set(root: Path) -> None:
+    """12 training and 5 validation pairs in `root`, of two cars and a third."""
+    train = [f"{car:012x}_{view:02d}" for car in (1, 2) for view in range(1, 7)]
+    write_pairs(root / "train_images", root / "train_masks", train)
+    write_pairs(root / "val_images", root / "val_masks", [f"{3:012x}_{view:02d}" for view in range(1, 6)])
+
+
+def set_arguments(root: Path) -> list[str]:
+    """Those that name the folders of a set."""
+    sides = [(side, kind) for side in ("train", "val") for kind in ("images", "masks")]
+    short = {"images": "IMG", "masks": "MASK"}
+    dirs = {f"--{side.upper()}_{short[kind]}_DIR": root / f"{side}_{kind}" for side, kind in sides}
+    return [word for option, folder in dirs.items() for word in (option, str(folder))]
+
+
 @pytest.fixture
 def folders(tmp_path: Path, pytestconfig: pytest.Config) -> list[str]:
-    """Arguments for train.py: 12 training and 5 validation pairs, a small network and small pictures."""
-    train, val = tmp_path / "in/train_images", tmp_path / "in/val_images"
-    write_pairs(
-        train, tmp_path / "in/train_masks", [f"{car:012x}_{view:02d}" for car in (1, 2) for view in range(1, 7)]
-    )
-    write_pairs(val, tmp_path / "in/val_masks", [f"{3:012x}_{view:02d}" for view in range(1, 6)])
-    dirs = {"TRAIN_IMG_DIR": train, "TRAIN_MASK_DIR": tmp_path / "in/train_masks"}
-    dirs |= {"VAL_IMG_DIR": val, "VAL_MASK_DIR": tmp_path / "in/val_masks"}
-    dirs |= {"CACHE_DIR": tmp_path / "cache", "DEVICE": "cpu"}  # runs that are compared must repeat bit for bit
-    dirs |= {"PRECISION": pytestconfig.getoption("--precision"), "NUM_THREADS": 1}
-    small = ["--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48", "--FEATURES", "4", "8", "--NUM_EPOCHS", "2"]
-    return [word for name, value in dirs.items() for word in (f"--{name}", str(value))] + small
+    """Arguments for train.py: 12 training and 5 validation pairs, a small network and small images."""
+    # Runs that are compared must repeat bit for bit.
+    rest = {"CACHE_DIR": tmp_path / "cache", "DEVICE": "cpu", "PRECISION": pytestconfig.getoption("--precision")}
+    rest |= {"NUM_THREADS": 1, "IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "NUM_EPOCHS": 2}
+    words = [word for name, value in rest.items() for word in (f"--{name}", str(value))]
+    write_set(tmp_path / "in")
+    return [*set_arguments(tmp_path / "in"), *words, "--FEATURES", "4", "8"]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real run's checkpoints, its images in val_images/ and their masks in val_masks/."""
+    import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 8 16 --NUM_EPOCHS 6 --CACHE_DIR= --DEVICE cpu"
+    write_set(folder)
+    train.main([*set_arguments(folder), *small.split(), "--OUT_DIR", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture) -> Callable[[Callable[[], Any]], str]:
+    """A function that returns the one line on standard error with which its argument ends with status 2."""
+
+    def call(script: Callable[[], Any]) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_script(script)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1
+        return error
+
+    return call
 
 
 @pytest.fixture(scope="session")

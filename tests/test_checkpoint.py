@@ -38,12 +38,6 @@ def outcome(path: Path, content: bytes) -> str:
     return "harmless" if state.get("epoch") == 3 and same(state, STATE) else "wrong"
 
 
-def test_round_trip(tmp_path):
-    save_checkpoint(STATE, tmp_path / "c.pth.tar")
-    assert same(read_checkpoint(tmp_path / "c.pth.tar"), STATE)
-    assert [path.name for path in tmp_path.iterdir()] == ["c.pth.tar"]
-
-
 def test_every_truncation_is_detected(tmp_path):
     save_checkpoint(STATE, tmp_path / "whole")
     whole = (tmp_path / "whole").read_bytes()
@@ -53,6 +47,7 @@ def test_every_truncation_is_detected(tmp_path):
 
 def test_a_flip_in_any_byte_is_detected_or_harmless(tmp_path):
     save_checkpoint(STATE, tmp_path / "whole")
+    assert same(read_checkpoint(tmp_path / "whole"), STATE)
     whole = bytearray((tmp_path / "whole").read_bytes())
     found = []
     for position in range(len(whole)):
@@ -79,16 +74,12 @@ def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, save):
     assert not victim.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\n"])
-def test_foreign_files_are_refused(tmp_path, content):
-    assert outcome(tmp_path / "c.pth.tar", content) == "detected"
-
-
-def test_other_things_that_torch_can_load_are_refused(tmp_path):
-    for thing in ([1, 2], {"weights": 1}, torch.ones(3)):
+def test_foreign_files_are_refused(tmp_path):
+    for content in (b"", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\n"):
+        assert outcome(tmp_path / "c.pth.tar", content) == "detected"
+    for thing in ([1, 2], {"weights": 1}, {"state_dict": [1]}, torch.ones(3)):
         torch.save(thing, tmp_path / "c.pth.tar")
-        with pytest.raises(BadInput):
-            read_checkpoint(tmp_path / "c.pth.tar")
+        assert outcome(tmp_path / "c.pth.tar", (tmp_path / "c.pth.tar").read_bytes()) == "detected"
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "link"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import write_pairs
+from conftest import set_arguments, write_set
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, TensorDataset
@@ -186,25 +186,15 @@ def train_until(what: str, epoch: str, step: str, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_pairs(folder / "train_images", folder / "train_masks", [f"train{number}" for number in range(12)])
-    write_pairs(folder / "val_images", folder / "val_masks", [f"val{number}" for number in range(5)])
+    write_set(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def arguments(data) -> list[str]:
-    names = {"TRAIN_IMG_DIR": "train_images", "TRAIN_MASK_DIR": "train_masks"}
-    names |= {"VAL_IMG_DIR": "val_images", "VAL_MASK_DIR": "val_masks", "CACHE_DIR": "cache_of_runs"}
-    words = [word for name, folder in names.items() for word in (f"--{name}", str(data / folder))]
-    small = {"IMAGE_HEIGHT": "32", "IMAGE_WIDTH": "48", "NUM_EPOCHS": "12"}
-    small |= {"BATCH_SIZE": "4", "MIN_STEPS": "1", "PRECISION": "float32", "DEVICE": "cpu"}
-    return [
-        *words,
-        *(word for pair in small.items() for word in (f"--{pair[0]}", pair[1])),
-        "--FEATURES",
-        "8",
-        "16",
-    ]
+    small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 8 16 --NUM_EPOCHS 12 --BATCH_SIZE 4 --MIN_STEPS 1"
+    small = f"{small} --PRECISION float32 --DEVICE cpu --CACHE_DIR {data / 'cache_of_runs'}"
+    return [*set_arguments(data), *small.split()]
 
 
 @pytest.fixture(scope="module")
@@ -295,12 +285,12 @@ def test_a_signal_to_torchrun_saves_and_the_run_resumes_exactly(undisturbed, arg
 
 def test_bad_input_of_one_process_ends_all_with_one_line(data, arguments, tmp_path):
     shutil.copytree(data / "train_images", tmp_path / "broken")
-    broken = tmp_path / "broken/train7.jpg"
+    broken = tmp_path / f"broken/{2:012x}_01.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
     words = [*arguments, "--TRAIN_IMG_DIR", tmp_path / "broken", "--CACHE_DIR", "", "--OUT_DIR", tmp_path / "out"]
     done = torchrun(2, ROOT / "train.py", *words)
     ours = done.stderr.partition("torch.distributed")[0]
-    assert done.returncode != 0 and ours.count("train7.jpg: can't be read as an image") == 1
+    assert done.returncode != 0 and ours.count(f"{broken}: can't be read as an image") == 1
     assert "Traceback" not in ours.partition("torch/distributed/run.py")[0].partition("File ")[0], done.stderr
     assert "another process" not in done.stderr and "gloo" not in done.stderr
 
@@ -308,11 +298,12 @@ def test_bad_input_of_one_process_ends_all_with_one_line(data, arguments, tmp_pa
 def test_machines_that_hold_other_files_are_refused_in_one_line(data, arguments, tmp_path):
     for machine in ("machine0", "machine1"):
         shutil.copytree(data, tmp_path / machine)
-    (tmp_path / "machine1/val_images/val3.jpg").unlink()
+    lost = f"{3:012x}_04.jpg"
+    (tmp_path / "machine1/val_images" / lost).unlink()
     words = [word.replace(f"{data}/", "") for word in arguments]
     done = torchrun(2, __file__, "apart", tmp_path, *words, "--OUT_DIR", tmp_path / "out", "--NUM_EPOCHS", "1")
     assert done.returncode != 0 and 'train.py", line' not in done.stderr and "another process" not in done.stderr
-    finding = f"val_images: on {platform.node()} (process 1) it lacks val3.jpg, unlike where the first process is."
+    finding = f"val_images: on {platform.node()} (process 1) it lacks {lost}, unlike where the first process is."
     assert done.stderr.count(finding) == 1, done.stderr
 
 

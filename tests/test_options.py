@@ -2,7 +2,7 @@ import pytest
 
 import predict
 import prepare_data
-from support.errors import BadInput, run_script
+from support.errors import BadInput
 from support.options import ConstantParser
 
 SCRIPT = '''"""What it is for."""
@@ -75,11 +75,8 @@ def test_help_shows_meaning_and_default(parser, capsys):
         ("--FEATURES 1 0", "FEATURES: [1, 0] can't be used."),
     ],
 )
-def test_refusals_are_one_line_and_status_2(parser, words, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_script(lambda: parser.parse_args(words.split()))
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+def test_refusals_are_one_line_and_status_2(parser, words, message, refused):
+    assert message in refused(lambda: parser.parse_args(words.split()))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +97,8 @@ def test_refusals_are_one_line_and_status_2(parser, words, message, capsys):
         (predict, "a.jpg --THRESHOLD -1", "THRESHOLD: -1.0 can't be used."),
     ],
 )
-def test_misspelt_words_of_the_other_scripts(script, words, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_script(lambda: script.main(words.split()))
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+def test_misspelt_words_of_the_other_scripts(script, words, message, refused):
+    assert message in refused(lambda: script.main(words.split()))
 
 
 def test_a_wrong_type_in_the_file_is_refused(parser):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import write_pairs
+from conftest import write_set
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -148,7 +148,7 @@ def rates_and_progress(monkeypatch) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("change, steps", [([], 6), (["--LEARNING_RATE", "0.001"], 6), (["--BATCH_SIZE", "4"], 3)])
-def test_a_resumed_run_follows_the_options_in_force(folders, tmp_path, monkeypatch, change, steps):
+def test_a_resumed_run_follows_the_options_in_force(folders, tmp_path, monkeypatch, capsys, change, steps):
     """Half of 4 epochs of 6 steps, and the rest with other options: the schedule ends where it should."""
     rates = rates_and_progress(monkeypatch)
     finish_epoch = Run.finish_epoch
@@ -166,6 +166,8 @@ def test_a_resumed_run_follows_the_options_in_force(folders, tmp_path, monkeypat
     rates.clear()
     train.main([*arguments, "--LOAD_MODEL", *change])
     peak = 0.001 if "--LEARNING_RATE" in change else 0.1
+    told = "LEARNING_RATE was 0.1 when this run began and is 0.001 now" in capsys.readouterr().out
+    assert told == ("--LEARNING_RATE" in change)
     expected = [peak * train.warmup_cosine(0.5 + step / (4 * steps)) for step in range(2 * steps)]
     assert rates == pytest.approx(expected) and rates == sorted(rates, reverse=True)
 
@@ -269,22 +271,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(folders, tmp_
 
 
 def test_a_script_written_for_the_tutorial_runs_unchanged(tmp_path):
-    for split, count in (("train", 9), ("val", 3)):
-        write_pairs(
-            tmp_path / f"{split}_images", tmp_path / f"{split}_masks", [f"{split}{i}" for i in range(count)]
-        )
+    write_set(tmp_path)
     script = TUTORIAL_SCRIPT.format(tmp_path)
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "NO_ALBUMENTATIONS_UPDATE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 images at 48x32: dice") == 2
+    assert done.stdout.count("5 images at 48x32: dice") == 2
     assert (tmp_path / "my_checkpoint.pth.tar").exists()
-    assert {path.name for path in (tmp_path / "saved_images").iterdir()} == {
-        "grid.png",
-        *(f"val{i}_pred.png" for i in range(3)),
-    }
+    names = {path.name for path in (tmp_path / "saved_images").iterdir()}
+    assert names == {"grid.png", *(f"{3:012x}_{view:02d}_pred.png" for view in range(1, 6))}
 
 
 def test_the_command_line_trains_and_refuses(folders, tmp_path):
@@ -301,15 +298,6 @@ def test_the_command_line_trains_and_refuses(folders, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_broken_file_found_by_a_worker_is_named_in_one_line(folders, tmp_path):
-    broken = tmp_path / f"in/train_images/{1:012x}_03.jpg"
-    broken.write_bytes(broken.read_bytes()[:300])
-    command = [sys.executable, str(ROOT / "train.py"), *folders, "--NUM_WORKERS", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith(f"{broken}: can't be read")
-
-
 def test_a_bug_in_a_transform_keeps_its_traceback_with_workers(folders, tmp_path):
     """torch says "Caught RuntimeError in DataLoader worker process 0", which is no word of a dead worker."""
     script = (
@@ -318,24 +306,10 @@ def test_a_bug_in_a_transform_keeps_its_traceback_with_workers(folders, tmp_path
         "train.make_transforms = lambda: (A.Compose([A.Lambda(image=bug)]), dataset.make_transforms()[1])\n"
         "from support.errors import run_script; run_script(train.main)"
     )
-    for workers in ("0", "2"):
-        command = [sys.executable, "-c", script, *folders, *out(tmp_path / workers, "--NUM_WORKERS", workers)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 1 and "no such axis" in done.stderr and "in bug" in done.stderr
-        assert "the transform failed on " in done.stderr and "NUM_WORKERS lower" not in done.stderr
-
-
-def test_a_worker_that_is_killed_is_told_in_one_line(folders, tmp_path):
-    script = (
-        "import os, sys, albumentations as A, dataset, train\n"
-        "def die(image, **_): os.kill(os.getpid(), 9)\n"
-        "train.make_transforms = lambda: (A.Compose([A.Lambda(image=die)]), dataset.make_transforms()[1])\n"
-        "from support.errors import run_script; run_script(train.main)"
-    )
     command = [sys.executable, "-c", script, *folders, *out(tmp_path / "out", "--NUM_WORKERS", "2")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "a process that reads images died (" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "no such axis" in done.stderr and "in bug" in done.stderr
+    assert "the transform failed on " in done.stderr and "NUM_WORKERS lower" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a name that is no UTF-8")
