@@ -4,7 +4,7 @@
     python export.py best_checkpoint.pth.tar my_images/    # compared on these images
     python export.py best_checkpoint.pth.tar --LOGITS      # logits instead of probabilities
 
-Both take images, uint8 RGB (N, 3, H, W) or of other bands, and give float32 (N, C, H, W): of one class the
+Both take images, uint8 RGB (N, 3, H, W) or of other channels, and give float32 (N, C, H, W): of one class the
 probability of foreground, C = 1; of several that of each class. It needs `pip install onnx onnxscript onnxruntime`.
 """
 

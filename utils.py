@@ -54,8 +54,8 @@ def get_loaders(
     `accumulation_steps` parts. The training loader's order and augmentation depend on `seed` and the epoch alone,
     whatever `num_workers` is.
 
-    Of several processes, each gets its share of every training batch, which needs `drop_last`, and of the
-    validation images. Raises BadInput where a batch has no image for each.
+    Of several processes, each gets its part of every training batch, which needs `drop_last`, and of the
+    validation images. Raises BadInput if a batch has no image for each.
     """
     train_set = CarvanaDataset(
         train_dir, train_maskdir, train_transform, reading, crop=crop, crops=crops, seed=seed
@@ -98,7 +98,7 @@ def get_loaders(
 
 
 def count_overlap(predicted: Tensor, target: Tensor) -> Tensor:
-    """Exact pixel counts of each image: boolean (N, ...) twice to int64 (N, 4): in both, predicted, in the target,
+    """Exact pixel counts of each image: boolean (N, ...) twice to int64 (N, 4): true positives, predicted, target,
     all."""
     predicted, target = predicted.flatten(1), target.flatten(1)
     pixels = torch.full((len(target),), target.shape[1], device=target.device)
@@ -144,12 +144,12 @@ def score_counts(counts: Tensor) -> dict[str, Tensor]:
     Where nothing is predicted and nothing there, they are 1; of several classes NaN, which means over images or
     classes leave out. Nothing predicted where something is has a precision of 0, as scikit-learn has it.
     """
-    both, predicted, target, _ = counts.double().unbind(-1)
+    tp, predicted, target, _ = counts.double().unbind(-1)
     fractions = {
-        "dice": (2 * both, predicted + target),
-        "iou": (both, predicted + target - both),
-        "precision": (both, torch.where(predicted > 0, predicted, target)),
-        "recall": (both, torch.where(target > 0, target, predicted)),
+        "dice": (2 * tp, predicted + target),
+        "iou": (tp, predicted + target - tp),
+        "precision": (tp, torch.where(predicted > 0, predicted, target)),
+        "recall": (tp, torch.where(target > 0, target, predicted)),
     }
     nothing = 1.0 if counts.dim() == 2 else math.nan
     return {name: torch.where(of > 0, part / of.clamp(min=1), nothing) for name, (part, of) in fractions.items()}
@@ -192,9 +192,9 @@ def overall_scores(counts: Tensor) -> Scores:
     by_class |= {name: pixels[name][0] for name in ("precision", "recall")}
     scores = Scores({name: values.nanmean().item() for name, values in by_class.items()})
     scores.counts = counts
-    both, predicted, target, total = pooled[0].unbind(-1)
+    tp, predicted, target, total = pooled[0].unbind(-1)
     multiclass = counts.dim() == 3
-    right = both.sum() if multiclass else total - predicted - target + 2 * both
+    right = tp.sum() if multiclass else total - predicted - target + 2 * tp
     scores["accuracy"] = (right / total.max()).item()
     if multiclass:
         for name, values in by_class.items():
@@ -234,13 +234,13 @@ def check_accuracy(
     group: Group = ALONE,
 ) -> Scores:
     """Score the model on every image of `loader`, at the size it loads them, with a threshold of 0.5. Of several
-    processes, each scores its share of them; all return the scores of the whole.
+    processes, each scores its shard of them; all return the scores of the whole.
 
     Prints and returns the `overall_scores`, and `loss` if `loss_fn` is given.
     """
     device = torch.device(device)
     group.broadcast_buffers(model)
-    # These stand for a share without images.
+    # These stand for a shard without images.
     counts, losses = [torch.empty(0, dtype=torch.int64, device=device)], [torch.empty(0, device=device)]
     sizes, confusion = set(), torch.zeros((), dtype=torch.int64, device=device)
     with evaluating(model):
@@ -249,11 +249,11 @@ def check_accuracy(
             sizes.add(tuple(masks.shape[1:]))
             with autocast(device, precision):
                 logits = model(images)
-            predicted, true = compare(logits, targets)
+            predicted, target = compare(logits, targets)
             if logits.shape[1] == 1:
-                counts.append(count_overlap(predicted, true))
+                counts.append(count_overlap(predicted, target))
             else:
-                each = count_confusion(predicted, true, logits.shape[1])
+                each = count_confusion(predicted, target, logits.shape[1])
                 confusion = confusion + each.sum(0)
                 counts.append(class_overlaps(each))
             if loss_fn is not None:

@@ -52,28 +52,28 @@ class Group:
         return values
 
     def broadcast(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns in the first process, the only one to call it."""
+        """What `function` returns on rank 0, the only one to call it."""
         values = [function() if self.is_main else None]
         if self.world_size > 1:
             dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
     def require_same_files(self, folder: str | Path, names: Iterable[str]) -> None:
-        """Raise BadInput, in all processes, where one found other `names` in a folder than the first did: its
-        machine holds other files, and an index would stand for different images."""
+        """Raise BadInput, on all ranks, if one found other `names` in a folder than rank 0 did: its machine holds
+        other files, and an index would stand for different images."""
         mine = set(names)
-        first = set(self.broadcast(lambda: mine))
+        first = self.broadcast(lambda: mine)
         finding = ""
         if mine != first:
             what = f"lacks {min(first - mine)}" if first - mine else f"also holds {min(mine - first)}"
             finding = f"on {platform.node()} (process {self.rank}) it {what}, unlike where the first process is"
-        if findings := list(filter(None, self.all_gather(finding))):
-            raise BadInput(folder, findings[0], "Give all machines the same files")
+        if finding := max(self.all_gather(finding)):
+            raise BadInput(folder, finding, "Give all machines the same files")
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in the first process, then in the first of each other machine, then in all others: what the
-        first ones make on the disk, the others find there."""
+        """Run a block on rank 0, then on the first rank of each other machine, then on all others: what the first
+        ones make on the disk, the others find there."""
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
             self.all_gather(None)
@@ -82,7 +82,7 @@ class Group:
             self.all_gather(None)
 
     def shard(self, count: int) -> range:
-        """The indices out of `count` that are this process's to score."""
+        """The indices out of `count` that this rank scores."""
         return range(self.rank, count, self.world_size)
 
     def describe_shards(self, count: int) -> str:
@@ -105,7 +105,7 @@ class Group:
         return torch.stack(self.all_gather(tensor.cpu().double())).mean(0).to(tensor.dtype)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give the first process's BatchNorm statistics to all: its are scored and saved."""
+        """Give rank 0's BatchNorm statistics to all: its are scored and saved."""
         buffers = self.broadcast(lambda: [buffer.cpu() for buffer in model.buffers()])
         if not self.is_main:
             for buffer, value in zip(model.buffers(), buffers, strict=True):
@@ -127,7 +127,7 @@ class Group:
 
     def mean_batch_size(self, batch_size: int) -> float | None:
         """The mean number of images that the processes have of a batch; None for one process. Losses are divided by
-        it, so that the mean of the gradients is one over images even where shares differ by one."""
+        it, so that the mean of the gradients is one over images even if shards differ by one."""
         return None if self.world_size == 1 else batch_size / self.world_size
 
 

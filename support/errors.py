@@ -76,7 +76,7 @@ def explain_limits(subject: str = "reading images") -> Iterator[None]:
 
 
 def refuse(errors: Sequence[BadInput]) -> None:
-    """Raise all of `errors` together, or the only one; nothing where there are none."""
+    """Raise all of `errors` together, or the only one; nothing if there are none."""
     if errors:
         raise errors[0] if len(errors) == 1 else BadInputs(errors)
 

@@ -319,10 +319,6 @@ def test_a_step_has_an_image_for_each_process(data):
         get_loaders(*dirs, 16, None, None, 0, group=Group(world_size=13))
     with pytest.raises(BadInput, match="BATCH_SIZE: 4 images a step for 5 processes"):
         get_loaders(*dirs, 4, None, None, 0, group=Group(world_size=5))
-    loaders = [
-        get_loaders(*dirs, "auto", None, None, 0, min_steps=6, group=Group(world_size=n))[0] for n in (1, 2, 5)
-    ]
-    assert [loader.batch_sampler.batch_size for loader in loaders] == [2, 4, 10]
 
 
 def test_a_restart_goes_on_only_from_what_its_own_command_saved(arguments, tmp_path, monkeypatch, capsys):

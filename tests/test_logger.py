@@ -121,8 +121,3 @@ def test_without_tensorboard_there_are_no_curves_and_no_error(tmp_path):
     done = in_python(script, tmp_path / "runs")
     assert (done.returncode, done.stderr) == (0, "") and not (tmp_path / "runs").exists()
     assert "tensorboard is not installed" in done.stdout and done.stdout.count("\n") == 1
-
-
-def test_tensorboard_is_not_imported_before_it_is_needed(tmp_path):
-    done = in_python(f"import train; {USE} print('tensorboard' in sys.modules)", tmp_path / "runs")
-    assert done.stdout == "False\n", done.stderr

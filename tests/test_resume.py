@@ -109,7 +109,6 @@ STOPS = {
     "first step": [(0, 1)],
     "middle": [(0, 3)],
     "epoch's last step": [(0, 6)],
-    "second epoch": [(1, 1)],
     "very last step": [(1, 6)],
     "four times": [(0, 2), (0, 4), (1, 1), (1, 5)],
 }
@@ -117,7 +116,7 @@ STOPS = {
 
 @pytest.mark.parametrize(
     "where, precision, workers",
-    [*((where, "float32", "0") for where in STOPS), ("middle", "bfloat16", "2"), ("four times", "bfloat16", "2")],
+    [*((where, "float32", "0") for where in STOPS if where != "middle"), ("middle", "bfloat16", "2")],
 )
 def test_an_interrupted_run_equals_one_that_was_not(
     folders, tmp_path, monkeypatch, capsys, uninterrupted, where, precision, workers

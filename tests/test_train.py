@@ -326,8 +326,9 @@ def test_output_that_cannot_be_encoded_ends_no_run(folders, tmp_path):
 
 
 def test_importing_train_does_nothing_visible(tmp_path):
+    check = "assert 'tensorboard' not in sys.modules"  # which takes a moment
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train"],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train; {check}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
