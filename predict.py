@@ -1,4 +1,4 @@
-"""Predict masks of images, at the images' own sizes.
+"""Predict masks of images and videos, at the images' own sizes.
 
     python predict.py image.jpg more_images/ --CHECKPOINT best_checkpoint.pth.tar --OUT predictions/
     python predict.py images/ --OVERLAY                             # also the images with the masks' boundaries
@@ -6,6 +6,7 @@
     python predict.py images/ --CUTOUT --POLYGONS polygons.json     # also the objects alone, and their outlines
     python predict.py test/ --OUT "" --SUBMISSION submission.csv    # nothing but the file that Kaggle takes
 
+    python predict.py drive.mp4                                     # masks of its frames, and an overlaid video
     python predict.py test/ --CHECKPOINT a.pth.tar b.pth.tar        # the mean of several networks
 
 The network sees an image at the size that it was trained at, and its logits are scaled up to the image's own; one
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import make_transforms
+from support import video
 from support.coco import Outline, coco_file, outlines
 from support.device import (
     autocast,
@@ -301,12 +303,16 @@ def check_places(options: Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Predict as the constants above and `argv` say. Exits with 1 if some images or true masks couldn't be used."""
     parser = ConstantParser(globals())
-    parser.add_argument("images", nargs="+", help="files, and folders of them")
+    parser.add_argument("images", nargs="+", help="images and videos, and folders of images")
     options = parser.parse_args(argv)
     check_places(options)
     kinds = [kind for kind in KINDS if getattr(options, kind.upper())]
     endings = ["", *(f"_{kind}" for kind in kinds if kind in ("probability", "cutout"))]
     images = find_inputs(options.images, options.OUT, options.MASK_DIR, endings)
+    videos = [file for file in images if file.suffix.lower() in video.SUFFIXES]
+    images = [file for file in images if file not in videos]
+    if videos and not options.OUT:
+        raise BadInput(videos[0], "a video, and OUT is empty", "Give a folder for its masks")
     pairs = with_masks(images, options.MASK_DIR) if options.MASK_DIR else [(file, None) for file in images]
 
     give_memory_back()
@@ -325,6 +331,10 @@ def main(argv: list[str] | None = None) -> None:
 
     network = partial(predict_logits, model, views=options.VIEWS, precision=precision)
     threshold = math.log(options.THRESHOLD / (1 - options.THRESHOLD))  # of the logit
+    for file in videos:
+        print(video.predict_video(file, out, network, make_transforms()[1], reading, threshold))
+    if not images:
+        return
     finish = partial(finish_item, reading=reading, kinds=kinds, out=out, threshold=threshold)
     workers = count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS)
     results = predict_images(pairs, reading, network, finish, batch_size=options.BATCH_SIZE, workers=workers)

@@ -122,8 +122,17 @@ def _indexed(values: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
-    """Write a image, uint8 (H, W, 3), as a JPEG with the boundary of its (H, W) mask and a faint fill: of a boolean
-    one in a colour that stands out from the image, of classes, uint8, in each one's colour, with a legend below."""
+    """Write the `overlay` of an image as a JPEG, with a legend of its classes below."""
+    drawn = overlay(image, mask)
+    if mask.dtype != bool and mask.any():
+        labels = {str(number): _css(number) for number in np.unique(mask[mask > 0]).tolist()}
+        drawn = np.vstack((drawn, _legend(labels, mask.shape[1], max(15, max(mask.shape) // 60))))
+    _save(drawn, path, subsampling=0)  # thin lines keep their colour
+
+
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An image, uint8 (H, W, 3), with the boundary of its (H, W) mask and a faint fill: of a boolean one in a
+    colour that stands out from the image, of classes, uint8, in each one's colour."""
     width = max(1, round(max(mask.shape) / 300))  # pixels
     square = np.ones((width + 1, width + 1), np.uint8)
     numbers = mask.astype(np.uint8)
@@ -135,10 +144,7 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
     drawn, filled = image.copy(), numbers > 0
     drawn[filled] = (1 - opacity) * image[filled] + opacity * colours[numbers[filled]]
     drawn[line] = colours[highest[line]]
-    if mask.dtype != bool and filled.any():
-        labels = {str(number): _css(number) for number in np.unique(mask[filled]).tolist()}
-        drawn = np.vstack((drawn, _legend(labels, mask.shape[1], max(15, max(mask.shape) // 60))))
-    _save(drawn, path, subsampling=0)  # thin lines keep their colour
+    return drawn
 
 
 def _standing_out(pixels: np.ndarray) -> np.ndarray:

@@ -491,3 +491,24 @@ def test_images_stand_anywhere_among_the_options(run, trained, tmp_path):
         shutil.copy(one, tmp_path / "1.jpg")
         assert len(contents(run("1.jpg", "--OUT", "relative"))) == 6
     assert mask_of(tmp_path / "relative/1.png").shape == (64, 96)
+
+
+def test_a_video_is_predicted_frame_by_frame(run, trained, tmp_path, refused):
+    frames = [np.asarray(Image.open(image)) for image in sorted((trained / "val_images").iterdir())]
+    clip = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    for frame in frames:
+        clip.write(frame[..., ::-1].copy())
+    clip.release()
+    run(str(tmp_path / "clip.avi"), "--OUT", str(tmp_path / "out"))
+    masks = sorted((tmp_path / "out" / "clip").iterdir())
+    assert [mask.name for mask in masks] == [f"{number:06d}.png" for number in range(len(frames))]
+    truth = sorted((trained / "val_masks").iterdir())
+    pairs = [
+        np.stack([np.asarray(Image.open(file)) > 0 for file in pair]) for pair in zip(masks, truth, strict=True)
+    ]
+    assert np.mean([2 * both.all(0).sum() / both.sum() for both in pairs]) > 0.9
+    seen = cv2.VideoCapture(str(tmp_path / "out" / "clip_overlay.mp4"))
+    assert (seen.get(cv2.CAP_PROP_FRAME_COUNT), seen.get(cv2.CAP_PROP_FPS)) == (len(frames), 10)
+    assert np.abs(seen.read()[1][..., ::-1].astype(int) - frames[0]).max() > 100  # the boundary
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    assert "bad.mp4" in refused(lambda: run(str(tmp_path / "bad.mp4"), "--OUT", str(tmp_path / "out")))
