@@ -3,8 +3,8 @@
 import hashlib
 import io
 import logging
+import os
 import re
-import stat
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFilter, TiffImagePlugin
+from PIL import Image, PngImagePlugin
 
 from support.errors import BadInput, counted
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
 Image.MAX_IMAGE_PIXELS = 2**28  # 16,384 squared: more in a file's header is taken for an attack on the memory
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # texts and profiles of megabytes are common
 IGNORED = 255  # in arrays of classes, whatever value files have for it: neither trained nor scored
+for library in ("PIL", "tifffile"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)  # about odd tags, say, which change nothing
 ORIENTATION = 0x0112  # the EXIF tag, 1 to 8; 1 is upright, and the others come to it by
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,11 +41,7 @@ NO_IMAGES = (
     (rb"\s*<(!doctype|html|\?xml)", "a web page or XML", "Download it again"),
     (rb"%!PS|%PDF|8BPS|SIMPLE  =", "a PostScript, PDF, Photoshop or FITS file", "Save it as JPEG or PNG"),
     (rb"....ftyp", "a HEIC, AVIF or film file", "Save it as JPEG or PNG"),
-    (
-        rb"\xff\xd8\xff|\x89PNG|GIF8|II[*+]\0|MM\0[*+]|RIFF....WEBP",
-        "damaged or cut short",
-        "Copy or download it again",
-    ),
+    (rb"\xff\xd8|\x89PNG|GIF8|II[*+]|MM\0[*+]|RIFF", "damaged or cut short", "Copy or download it again"),
     (rb"[\s -~]*\Z", "a text file", "Replace or remove it"),
     (rb"", f"none of {', '.join(FORMATS)}", "Save it as JPEG or PNG, or remove it"),
 )
@@ -76,15 +75,12 @@ class Classes:
         return self.count > 1
 
 
-ONE_CLASS = Classes()
-
-
 @dataclass(frozen=True)
 class Reading:
     """How files become arrays. The defaults are RGB and one class, at the images' own sizes."""
 
     size: Size | None = None  # (height, width) that images and masks are scaled to; None keeps their own
-    classes: Classes = ONE_CLASS
+    classes: Classes = Classes()
     channels: int = 3  # of images: 1 is gray and 3 RGB, whatever a file holds; of others it must have as many
     highest: int = WHITE  # value of 16 bits, which becomes 255
 
@@ -128,27 +124,19 @@ def read_image(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
 
 def read_with_size(path: str | Path, reading: Reading = AS_IS) -> tuple[np.ndarray, Size]:
     """What `read_image` gives, and the (height, width) that the upright image has before it is scaled."""
-    decoded = _decode(path, _read_bytes(path), reading)
+    decoded = _decode(path, reading)
     return _to_image(decoded, path, reading), decoded.size
-
-
-def _open_tiff(source: Path | io.BytesIO) -> Any:
-    """A TIFF, of whatever bands, to be closed."""
-    import tifffile  # only here: few have such files
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # about odd tags, say, which change nothing
-    return tifffile.TiffFile(source)
 
 
 def image_size(path: Path) -> Size | None:
     """An upright image's (height, width), from its header; None if that can't be read."""
+    if not path.is_file():  # reading from a pipe would wait for ever
+        return None
     try:
-        if not path.is_file():  # reading from a pipe would wait for ever
-            return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd tags, say
             with Image.open(path) as image:
-                return image.size if _orientation(image) >= 5 else image.size[::-1]
+                return image.size if _is_turned(image) else image.size[::-1]
     except Exception:  # a TIFF of many bands, or broken: what is wrong is found when it is read
         with suppress(Exception), _open_tiff(path) as file:
             return file.pages[0].imagelength, file.pages[0].imagewidth
@@ -165,13 +153,13 @@ def read_mask(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
     Of several classes, a palette is read by index and anything else by value, and with a size a pixel is of the
     class, or of the ignored, with most of its area. Raises BadInput for a value that is neither.
     """
-    return _scale_mask(_to_mask(_decode(path, _read_bytes(path)), path, reading.classes).values, reading)
+    return _scale_mask(_to_mask(_decode_mask(path), path, reading.classes)[0], reading.size)
 
 
 def read_values(path: str | Path, colour: bool = False) -> np.ndarray:
     """What a mask's file holds: gray values or palette indices (H, W), or, of RGB whose channels differ and with
     `colour` of anything, uint8 (H, W, 3)."""
-    image = _decode(path, _read_bytes(path)).image
+    image = _decode_mask(path).image
     if colour or image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         image = image.convert("RGB")
     values = np.asarray(image)
@@ -186,23 +174,22 @@ def read_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndar
 
 def inspect_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndarray, Metadata]:
     """What `read_pair` gives, and the metadata that the same reading tells."""
-    contents = [_read_bytes(path) for path in pair]
-    if contents[0] == contents[1]:
+    image, decoded = _decode(pair[0], reading), _decode_mask(pair[1])
+    if image.data == decoded.data:
         raise BadInput(pair[1], "byte for byte its image", "Put the mask in its place")
-    image, decoded = _decode(pair[0], contents[0], reading), _decode(pair[1], contents[1])
     must_match(pair[1], decoded.size, image.size, image.orientation >= 5)
-    mask = _to_mask(decoded, pair[1], reading.classes)
-    scaled = _scale_mask(mask.values, reading)
+    mask, between, palette = _to_mask(decoded, pair[1], reading.classes)
+    scaled = _scale_mask(mask, reading.size)
     unseen = image.orientation in (2, 3, 4) or (image.orientation >= 5 and image.size[0] == image.size[1])
     metadata = Metadata(
         image.size,
-        _shares(mask.values, reading.classes),
+        _shares(mask, reading.classes),
         _shares(scaled, reading.classes),
-        ceiling(mask.values, scaled),
-        mask.between,
+        ceiling(mask, scaled),
+        between,
         unseen and decoded.orientation == 1,
-        hashlib.blake2b(contents[0], digest_size=16).hexdigest(),
-        mask.palette,
+        hashlib.blake2b(image.data, digest_size=16).hexdigest(),
+        palette,
     )
     return _to_image(image, pair[0], reading), scaled, metadata
 
@@ -230,6 +217,7 @@ def must_match(path: Path, mask: Size, image: Size, rotated: bool = False) -> No
 
 
 class _Decoded(NamedTuple):
+    data: bytes  # of the file
     image: Image.Image | None  # upright; if it was decoded at a reduced scale, smaller than `size`
     size: Size  # its own, upright
     orientation: int  # that EXIF gave it in the file, 1 to 8
@@ -238,64 +226,71 @@ class _Decoded(NamedTuple):
     values: np.ndarray | None = None  # upright, uint8 or uint16 (H, W, N), of what Pillow can't read in full
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def _decode(path: str | Path, reading: Reading = AS_IS) -> _Decoded:
+    """Decode a file no finer than the size needs; whatever goes wrong becomes a BadInput that names it."""
+    data, remedy = b"", "Replace or remove it"
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading from a pipe would wait for ever
-            raise BadInput(path, "a folder, a pipe or a device", "Replace or remove it")
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise BadInput(path, f"can't be read ({error.strerror})", "Replace or remove it") from error
-
-
-def _decode(path: str | Path, data: bytes, reading: Reading = AS_IS) -> _Decoded:
-    """Decode a file's bytes, no finer than the size needs; whatever goes wrong becomes a BadInput that names it."""
-    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # reading from a pipe would wait for ever
+            raise BadInput(path, "a folder, a pipe or a device", remedy)
+        data = Path(path).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd tags, say, which change nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if reading.channels not in (1, 3) and data[:4] in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"):
-                values, orientation = _tiff_values(path, data)
-                return _Decoded(None, values.shape[:2], orientation, False, values.itemsize == 2, values)
-            image = Image.open(io.BytesIO(_pixels_alone(data)), formats=FORMATS)
-            lossy = image.format in ("JPEG", "MPO")
-            if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO is one shot, twice
-                raise BadInput(path, f"holds {image.n_frames} images", "Save the one that counts by itself")
-            planar = image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(258, (1,))[0] == 16
-            raw_modes = "".join(str(tile[3]).partition(",")[0] for tile in image.tile)  # before EXIF decodes a PNG
-            orientation, deep = _orientation(image), planar or "16" in raw_modes or image.mode.startswith("I;16")
-            deep = deep and image.format in ("PNG", "TIFF")  # of a BMP, it is a whole pixel that has 16
-            if (
-                deep and len(image.getbands()) > 1 and (planar or reading.highest < WHITE)
-            ):  # rubbish, or the upper 8 bits
-                if image.format == "TIFF":
-                    values = _tiff_values(path, data)[0]
-                else:
-                    image.load()  # which says what is broken
-                    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
-                    values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
-                upper = Image.fromarray((values >> 8).astype(np.uint8))
-                return _Decoded(upper, values.shape[:2], orientation, False, True, values)
-            own = image.size[::-1] if orientation < 5 else image.size
-            drafted = False
-            if reading.size is not None:
-                wanted = reading.size if orientation >= 5 else reading.size[::-1]
-                drafted = image.draft(None, tuple(3 * side for side in wanted)) is not None
-            image.load()
-            if orientation > 1 and image.format != "TIFF":  # Pillow does this for a TIFF by itself
-                image = image.transpose(UPRIGHT[orientation])
-            return _Decoded(image, own if drafted else image.size[::-1], orientation, lossy, deep)
+            return _decode_pixels(path, data, reading)
     except BadInput:
         raise
-    except Image.UnidentifiedImageError as error:
-        what, remedy = _tiff_layout(data, reading.channels) or next(
-            words for start, *words in NO_IMAGES if re.match(start, data[:64], re.I | re.S)
-        )
-        raise BadInput(path, f"can't be read as an image ({what})", remedy) from error
+    except Image.UnidentifiedImageError:
+        what, remedy = next(words for start, *words in NO_IMAGES if re.match(start, data[:64], re.I | re.S))
     except Exception as error:  # broken files raise almost anything, from SyntaxError to struct.error
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        lacks = re.search("imagecodecs|tifffile|'compression'", reason)
-        remedy = "Run pip install tifffile imagecodecs" if lacks else "Replace or remove it"
-        raise BadInput(path, f"can't be read as an image ({reason})", remedy) from error
+        what = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        if re.search("imagecodecs|tifffile|'compression'", what):
+            remedy = "Run pip install tifffile imagecodecs"
+    raise BadInput(path, f"can't be read as an image ({what})", remedy)
+
+
+def _decode_mask(path: str | Path) -> _Decoded:
+    decoded = _decode(path)
+    if decoded.image is None:
+        raise BadInput(path, f"a mask of {counted(decoded.values.shape[2], 'band')}", "Save it as gray with 8 bits")
+    return decoded
+
+
+def _decode_pixels(path: str | Path, data: bytes, reading: Reading) -> _Decoded:
+    is_tiff, image = data[:4] in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"), None
+    if reading.channels in (1, 3) or not is_tiff:
+        with suppress(*[Image.UnidentifiedImageError] * is_tiff):
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image is None:
+        values, orientation = _tiff_values(path, data)
+        return _Decoded(data, None, values.shape[:2], orientation, False, values.itemsize == 2, values)
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO is one shot, twice
+        raise BadInput(path, f"holds {image.n_frames} images", "Save the one that counts by itself")
+    bits = data[24] if image.format == "PNG" else image.tag_v2.get(258, (1,))[0] if is_tiff else 8
+    orientation, turned, lossy = _orientation(image), _is_turned(image), image.format in ("JPEG", "MPO")
+    size = image.size if turned else image.size[::-1]
+    planar = is_tiff and image.tag_v2.get(284) == 2
+    if reading.size is not None:
+        image.draft(None, [3 * side for side in (reading.size if turned else reading.size[::-1])])
+    image.load()
+    if orientation > 1 and not is_tiff:  # Pillow does this for a TIFF by itself
+        image = image.transpose(UPRIGHT[orientation])
+    values = None
+    if bits == 16 and len(image.getbands()) > 1 and (planar or reading.highest < WHITE):
+        # Of these, Pillow has rubbish or the upper 8 bits alone.
+        if is_tiff:
+            values = _tiff_values(path, data)[0]
+        else:
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
+            values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    return _Decoded(data, image, size, orientation, lossy, bits == 16, values)
+
+
+def _open_tiff(source: Path | io.BytesIO) -> Any:
+    """A TIFF, of whatever bands, to be closed."""
+    import tifffile  # only here: few have such files
+
+    return tifffile.TiffFile(source)
 
 
 def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
@@ -303,7 +298,9 @@ def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
     (H, W, N), upright, and its orientation."""
     with _open_tiff(io.BytesIO(data)) as file:
         pages = [page for page in file.pages if not page.is_reduced and not page.is_mask]  # GDAL adds such pages
-        if len(pages) != 1:
+        if not pages:
+            raise Image.UnidentifiedImageError
+        if len(pages) > 1:
             raise BadInput(path, f"holds {len(pages)} images", "Save the one that counts by itself")
         page, orientation = pages[0], pages[0].tags.valueof(ORIENTATION, 1)
         if page.imagelength * page.imagewidth > Image.MAX_IMAGE_PIXELS:
@@ -322,181 +319,123 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     return values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
-def _pixels_alone(data: bytes) -> bytes:
-    """A PNG without its texts, profiles and the like, which Pillow refuses if they are broken or long. What is
-    left is its critical chunks, its orientation, and the mark of an animation."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data
-    chunks, place = [data[:8]], 8
-    while place + 8 <= len(data):
-        kind, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if kind[:1].isupper() or kind in (b"eXIf", b"acTL"):
-            chunks.append(data[place:end])
-        place = end
-    return b"".join(chunks)
-
-
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 if it can't be read."""
-    try:
+    with suppress(Exception):  # broken metadata raises almost anything, and says nothing about the pixels
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # broken metadata raises almost anything, and says nothing about the pixels
-        return 1
-    return value if value in UPRIGHT else 1
+        return value if value in UPRIGHT else 1
+    return 1
 
 
-def _tiff_layout(data: bytes, channels: int) -> tuple[str, str] | None:
-    """What a sound TIFF holds that Pillow has no mode for, and what to do; None for anything else."""
-    try:
-        big = data[2:3] in b"+" or data[3:4] in b"+"  # BigTIFF, with 64-bit offsets
-        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
-        (file := io.BytesIO(data)).seek(tags.next)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tags.load(file)
-        bands, bits = tags.get(277, 1), tags.get(258, (1,))[0]
-        kind = {2: "signed ", 3: "floating-point "}.get(tags.get(339, (1,))[0], "")
-        if tags[256] and tags[257]:
-            remedy = "Save it as gray or RGB with 8 bits"
-            if bands not in (1, 3) and bits in (8, 16) and not kind:
-                remedy += f", or give --IN_CHANNELS {bands} instead of {channels}"
-            return f"a TIFF of {bands} bands with {bits} {kind}bits", remedy
-    except Exception:  # not a TIFF, or one that is damaged
-        return None
-    return None
+def _is_turned(image: Image.Image) -> bool:
+    """Whether an image that has just been opened has its height where the upright one has its width."""
+    return _orientation(image) >= 5 and image.format != "TIFF"  # whose size is the upright one's
 
 
 def _to_image(decoded: _Decoded, path: str | Path, reading: Reading) -> np.ndarray:
-    size, channels, highest = reading.size, reading.channels, reading.highest
-    image, values = decoded.image, decoded.values
+    image, values, channels, highest = decoded.image, decoded.values, reading.channels, reading.highest
     if values is None and image.mode in ("I", "F"):
         raise BadInput(path, f"pixels of type {image.mode}, whose range is unknown", "Save it with 8 bits")
-    if values is None and (image.mode.startswith("I;16") or channels not in (1, 3)):
-        values = np.asarray(image)
+    if values is None and (decoded.deep or channels not in (1, 3)):
+        values = np.atleast_3d(image)  # of RGB with 16 bits, Pillow has kept the upper 8
+    if values is not None:
+        bands = values.shape[2]
+        if bands != channels and (channels not in (1, 3) or image is None and bands not in (1, 3)):
+            finding = f"{counted(bands, 'band')}, where IN_CHANNELS is {channels}"
+            raise BadInput(path, finding, f"Give images of {channels}, or train with --IN_CHANNELS {bands}")
     if decoded.deep:
-        pixels = np.asarray(image) if values is None else values  # of RGB, Pillow has kept the upper 8 bits
-        most = int(pixels.max()) << (8 if pixels.itemsize == 1 else 0)
+        most = int(values.max()) << (8 if values.itemsize == 1 else 0)
         if most < 2**12 and highest == WHITE:  # a factor of its own would give each image another brightness
             finding = "16 bits, of which it uses the lower 12 or fewer"
             raise BadInput(path, finding, "Stretch all images alike to 16 bits, or give --RANGE 4095, say")
         if most > highest:
             raise BadInput(path, f"values up to {most}, where RANGE is {highest}", "Train with a higher --RANGE")
-        if pixels.itemsize == 2:
-            values = (np.arange(2**16) * 256 // (highest + 1)).astype(np.uint8)[pixels]
-    if channels not in (1, 3):
-        if (found := np.atleast_3d(values).shape[2]) != channels:
-            finding = f"{counted(found, 'band')}, where IN_CHANNELS is {channels}"
-            raise BadInput(path, finding, f"Give images of {channels}, or train with --IN_CHANNELS {found}")
-        # Each by itself, since Pillow has no mode for them all. So it does with those of RGB.
-        return np.dstack([_scale(Image.fromarray(values[..., band]), size) for band in range(channels)])
-    image, mode = Image.fromarray(values) if values is not None else image, "L" if channels == 1 else "RGB"
-    image = _scale(image if image.mode == mode else image.convert(mode), size)
-    array = np.empty((image.height, image.width, channels), np.uint8)
-    for top in range(0, image.height, 1024):  # Pillow copies what it hands out, which may be large
-        bottom = min(top + 1024, image.height)
-        array[top:bottom] = np.atleast_3d(image.crop((0, top, image.width, bottom)))
-    return array
+        if values.itemsize == 2:
+            values = (np.arange(2**16) * 256 // (highest + 1)).astype(np.uint8)[values]
+    if channels not in (1, 3):  # each by itself, since Pillow has no mode for them all
+        return np.dstack([_scale(Image.fromarray(values[..., band]), reading.size) for band in range(channels)])
+    if values is not None:
+        image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+    return np.atleast_3d(np.array(_scale(image.convert("L" if channels == 1 else "RGB"), reading.size)))
 
 
-class _Mask(NamedTuple):
-    values: np.ndarray  # uint8 (H, W) in {0, 1}; of several classes, their numbers and IGNORED
-    between: float  # share of pixels between the darkest value and the brightest
-    palette: list[tuple[str, int]]  # the colours of a coloured palette that are used, and their indices
-
-
-def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> _Mask:
-    image = decoded.image
-    last = classes.count - 1
-    remedy = f"Save it with the numbers 0 to {last}" if classes.multiclass else "Save it in black and white"
-    values, colours = np.asarray(image), None
-    if image.mode.startswith("I;16"):
-        if classes.multiclass and values.max() > 255:
-            raise BadInput(path, "values of more than 8 bits", remedy)
-        if 255 < values.max() < 2**15:
-            raise BadInput(path, f"values up to {values.max()}, where white has {2**16 - 1}", remedy)
-        values = values if values.max() <= 255 else values >> 8
-    elif image.mode in ("LA", "RGB", "RGBA"):
+def _to_mask(
+    decoded: _Decoded, path: str | Path, classes: Classes
+) -> tuple[np.ndarray, float, list[tuple[str, int]]]:
+    """A mask's classes, and Metadata's `between` and `palette`."""
+    image, values, colours = decoded.image, np.asarray(decoded.image), None
+    remedy = (
+        f"Save it with the numbers 0 to {classes.count - 1}" if classes.multiclass else "Save it in black and white"
+    )
+    if image.mode in ("LA", "RGB", "RGBA"):
         alpha, values = values[..., -1], values[..., : len(image.mode.rstrip("A"))]
         if (values != values[..., :1]).any():
             raise BadInput(path, "a mask in colour", remedy)
         values = values[..., 0]
-        if image.mode.endswith("A") and np.ptp(values) == 0 and np.ptp(alpha):
+        if np.ptp(values) == 0 and np.ptp(alpha):
             raise BadInput(path, "of one colour, with its shape in the alpha channel", remedy)
     elif image.mode == "P":
-        colours = np.zeros((256, 3), np.uint8)
-        colours[: len(image.getpalette("RGB")) // 3] = np.reshape(image.getpalette("RGB"), (-1, 3))
-    elif image.mode not in ("1", "L"):
+        colours = np.reshape(image.getpalette("RGB"), (-1, 3)).astype(np.uint8)
+        colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
+    elif image.mode not in ("1", "L") and not image.mode.startswith("I;16"):
         raise BadInput(path, f"a mask with pixels of type {image.mode}", "Save it with 8 bits")
+    if (most := int(values.max())) > 255:
+        if classes.multiclass or most < 2**15:
+            raise BadInput(path, f"values up to {most}, where white has {WHITE}", remedy)
+        values = values >> 8
     values = values.astype(np.uint8)
     counts = np.bincount(values.ravel(), minlength=256)
     used = np.flatnonzero(counts)
     gray = colours is None or (colours[used] == colours[used, :1]).all()
     palette = [] if gray else [(colours[index].tobytes().hex(), int(index)) for index in used]
     if classes.multiclass:
-        return _Mask(_to_classes(values, used, decoded.lossy, path, classes), 0.0, palette)
-    if not gray and used[0] == 0 and (black := [index for index in used[1:] if not colours[index].any()]):
+        if decoded.lossy:
+            raise BadInput(path, "a JPEG, which blurs class numbers into others", "Save it as PNG")
+        if wrong := [value for value in used.tolist() if value >= classes.count and value != classes.ignored]:
+            known = f"classes are 0 to {classes.count - 1} and {classes.ignored} is ignored"
+            remedy = "Change the mask, NUM_CLASSES or IGNORE_INDEX"
+            raise BadInput(path, f"the value {wrong[0]}, where {known}", remedy)
+        return np.where(values == classes.ignored, np.uint8(IGNORED), values), 0.0, palette
+    if not gray and (black := [index for index in used if index and not colours[index].any()]):
         finding = f"a palette in colour, whose black is number {black[0]}, where background is 0"
-        raise BadInput(path, finding, "Save it in black and white")
-    by_colour = colours is not None and gray
-    levels = colours[:, 0].astype(int) if by_colour else np.arange(256)  # of each value in the file
+        raise BadInput(path, finding, remedy)
+    levels = np.arange(256) if colours is None or not gray else colours[:, 0].astype(int)  # of each value
     found = np.unique(levels[used])
-    if decoded.lossy and 1 < found[-1] < 128:
-        finding = f"a JPEG whose brightest value is {found[-1]}, where white has 255"
-        raise BadInput(path, finding, "Save the mask as PNG: JPEG blurs 0 and 1 into each other")
-    if not decoded.lossy and (1 < found[-1] < 128 or _looks_like_classes(levels[values].astype(np.uint8), found)):
+    if 1 < found[-1] < 128 or not decoded.lossy and _has_flat_areas(levels[values].astype(np.uint8), found[1:-1]):
         finding = f"values up to {found[-1]}, {len(found)} in all, where background is 0 and foreground 1 or 255"
-        raise BadInput(path, finding, "Save it in black and white, or give NUM_CLASSES for more classes")
+        if decoded.lossy:
+            raise BadInput(path, f"a JPEG with {finding}", "Save it as PNG: JPEG blurs 0 and 1 into each other")
+        raise BadInput(path, finding, f"{remedy}, or give NUM_CLASSES for more classes")
     between = counts[~np.isin(levels, found[[0, -1]])].sum() / values.size
     foreground = levels >= (1 if found[-1] <= 1 else 128)
-    return _Mask(foreground[values].astype(np.uint8), float(between), palette)
+    return foreground[values].astype(np.uint8), float(between), palette
 
 
-def _looks_like_classes(gray: np.ndarray, found: np.ndarray) -> bool:
-    """Whether 3 to 64 distinct values are class numbers, not soft edges: these are thin, and have no pixel between
-    black and white whose neighbours are all like it."""
-    if not 2 < len(found) <= 64:
+def _has_flat_areas(gray: np.ndarray, between: np.ndarray) -> bool:
+    """Whether a few values `between` black and white are class numbers: soft edges are thin, and no pixel of theirs
+    has neighbours that are all like it."""
+    if not 0 < len(between) < 63:
         return False
-    image = Image.fromarray(gray)
-    low, high = (np.asarray(image.filter(each(3))) for each in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
-    return bool(np.isin(low[low == high], found[1:-1]).any())
-
-
-def _to_classes(
-    values: np.ndarray, used: np.ndarray, lossy: bool, path: str | Path, classes: Classes
-) -> np.ndarray:
-    if lossy:
-        raise BadInput(path, "a JPEG, which blurs class numbers into others", "Save it as PNG")
-    if wrong := [int(value) for value in used if value >= classes.count and value != classes.ignored]:
-        finding = (
-            f"the value {wrong[0]}, where classes are 0 to {classes.count - 1} and {classes.ignored} is ignored"
-        )
-        raise BadInput(path, finding, "Change the mask, NUM_CLASSES or IGNORE_INDEX")
-    return np.where(values == classes.ignored, np.uint8(IGNORED), values)
-
-
-def _scale_mask(mask: np.ndarray, reading: Reading) -> np.ndarray:
-    """A mask at (height, width), by areas."""
-    size = reading.size
-    if size is None or mask.shape == size:
-        return mask
-    if not reading.classes.multiclass:
-        return (_area(mask, size) >= 0.5 - 1e-6).astype(np.uint8)
-    scaled, most = np.zeros(size, np.uint8), np.zeros(size, np.float32)
-    for number in np.unique(mask):
-        area = _area(mask == number, size)
-        scaled[area >= most - 1e-6] = number  # of two classes with half of it each, the second, as with one class
-        most = np.maximum(most, area)
-    return scaled
-
-
-def _area(pixels: np.ndarray, size: Size) -> np.ndarray:
-    """The share of each scaled pixel's area that is covered: float32 of (height, width)."""
-    return np.asarray(_scale(Image.fromarray(pixels.astype(np.float32)), size))
+    square = np.ones((3, 3), np.uint8)
+    flat = cv2.erode(gray, square) == cv2.dilate(gray, square)
+    return bool(np.isin(gray[flat], between).any())
 
 
 def _shares(mask: np.ndarray, classes: Classes) -> list[float]:
     counts = np.bincount(mask.ravel(), minlength=256)[: max(2, classes.count)]
     return (counts / mask.size).tolist()
+
+
+def _scale_mask(mask: np.ndarray, size: Size | None) -> np.ndarray:
+    """A mask at (height, width), by areas."""
+    if size is None or mask.shape == size:
+        return mask
+    scaled, most = np.zeros(size, np.uint8), np.zeros(size, np.float32)
+    for number in np.unique(mask):
+        area = np.asarray(_scale(Image.fromarray((mask == number).astype(np.float32)), size))
+        scaled[area >= most - 1e-6] = number  # of two classes with half of it each, the second
+        most = np.maximum(most, area)
+    return scaled
 
 
 def _scale(image: Image.Image, size: Size | None) -> Image.Image:

