@@ -36,11 +36,7 @@ def find_pairs(image_dir: str | Path, mask_dir: str | Path) -> list[Pair]:
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The images of a folder, sorted by name.
-
-    Hidden files and files without a picture's ending are skipped. Raises BadInput for a missing folder and for one
-    without images.
-    """
+    """The images of a folder, sorted by name, but hidden ones. Raises BadInput if it is missing or has none."""
     images = [file for file in list_folder(folder)[0] if _is_picture(file, IMAGE_SUFFIXES)]
     if not images:
         raise BadInput(folder, "no images here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
@@ -65,19 +61,14 @@ def with_masks(images: Sequence[Path], mask_dir: str | Path) -> list[Pair]:
 
 def scan(image_dir: str | Path, mask_dir: str | Path) -> Scan:
     """Pair the images of a folder with the masks of another. Raises BadInput for a missing or empty folder."""
-    files, folders = list_folder(image_dir)
-    mask_files, mask_folders = list_folder(mask_dir)
-    images = find_images(image_dir)
-    pairs, bad, used = _match(images, mask_files, mask_dir)
-    subfolders = {*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)}
-    named = {folder for folder in subfolders if _is_picture(folder, MASK_FILES)}
-    bad += [
-        BadInput(path, "a folder, though named like a picture", "Rename or remove it") for path in sorted(named)
-    ]
-    hidden = {folder for folder in subfolders if folder.name.startswith(".")}
+    (files, folders), (mask_files, mask_folders) = list_folder(image_dir), list_folder(mask_dir)
+    pairs, bad, used = _match(find_images(image_dir), mask_files, mask_dir)
+    below = sorted({*folders, *mask_folders} - {Path(image_dir), Path(mask_dir)})
+    named = [folder for folder in below if _is_picture(folder, MASK_FILES)]
+    bad += [BadInput(path, "a folder, though named like a picture", "Rename or remove it") for path in named]
+    subfolders = [folder for folder in below if folder not in named and not folder.name.startswith(".")]
     unused = {file for file in mask_files if _is_picture(file, MASK_FILES)} - used
-    skipped = {*files, *mask_files} - used - unused
-    return Scan(pairs, bad, sorted(unused), sorted(subfolders - named - hidden), sorted(skipped))
+    return Scan(pairs, bad, sorted(unused), subfolders, sorted({*files, *mask_files} - used - unused))
 
 
 def _match(
@@ -96,14 +87,14 @@ def _match(
         if unclear and os.path.samefile(image.parent, mask_dir):
             finding = f"holds masks and images, and {unclear[0]} could be either"
             raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
-        if not found:
+        if len(found) == 1:
+            pairs.append((image, found[0]))
+        elif found:
+            bad.append(BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them"))
+        else:
             tried = f"{image.stem}_mask and {image.stem}, ending in {' '.join(MASK_ENDINGS)}"
             finding = f"no mask in {mask_dir}; tried {tried}"
             bad.append(BadInput(image, finding, "Add the mask, or take this file out of the folder"))
-        elif len(found) > 1:
-            bad.append(BadInput(image, f"two masks, {found[0].name} and {found[1].name}", "Keep one of them"))
-        else:
-            pairs.append((image, found[0]))
     return pairs, bad, used
 
 
@@ -115,25 +106,23 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[Path]]:
     """The files and the folders of a folder, sorted by name."""
     found: tuple[list[Path], list[Path]] = [], []
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                found[os.path.isdir(entry)].append(Path(folder, entry.name))
+        for path in sorted(Path(folder).iterdir()):
+            found[os.path.isdir(path)].append(path)
     except FileNotFoundError as error:
         raise BadInput(folder, "no such folder", _nearest_folder(Path(folder))) from error
     except OSError as error:
         raise BadInput(folder, f"can't be read as a folder ({error.strerror})", "Give another folder") from error
-    return sorted(found[0]), sorted(found[1])
+    return found
 
 
 def _nearest_folder(missing: Path) -> str:
     """What to do about a folder that isn't there: the name that comes nearest to it, or all there are."""
-    there = next((parent for parent in missing.parents if parent.is_dir()), Path())
+    there = next(parent for parent in missing.absolute().parents if parent.is_dir())
     names = sorted(path.name for path in there.iterdir() if path.is_dir() and not path.name.startswith("."))
-    wanted = (*missing.relative_to(there).parts, "")[0]
-    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.4)
-    if near:
-        return f"Perhaps you meant {there / near[0]}"
-    return f"The folders in {there.absolute()} are: {', '.join(names[:20]) or 'none'}"
+    near = difflib.get_close_matches(missing.absolute().relative_to(there).parts[0], names, n=1, cutoff=0.4)
+    return (
+        f"Perhaps you meant {there / near[0]}" if near else f"Folders in {there}: {', '.join(names[:20]) or 'none'}"
+    )
 
 
 def _same(name: str) -> str:

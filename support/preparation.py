@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +83,7 @@ def prepare(
     path = _cache_path(found.pairs, reading, cache_dir) if keeps else None
     results = _recall(path) if path else None
     if results is None:
-        if path and not path.exists() and not _has_room(path, found.pairs, reading):
-            path = None
+        path = path if path and _has_room(path, found.pairs, reading) else None
         results = _read_all(found.pairs, reading, path)
     metadata = {p: result for p, result in zip(found.pairs, results, strict=True) if isinstance(result, Metadata)}
     bad = [*found.bad, *(result for result in results if isinstance(result, BadInput))]
@@ -102,11 +101,11 @@ class _Pairs(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray | None, Metadata | BadInput]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray | bytes, Metadata | BadInput]:
         try:
             image, mask, metadata = inspect_pair(self.pairs[index], self.reading)
         except BadInput as error:
-            return None, error
+            return b"", error
         return np.concatenate([image.ravel(), mask.ravel()]), metadata
 
 
@@ -119,38 +118,34 @@ def _read_all(pairs: list[Pair], reading: Reading, path: Path | None) -> list[Me
     loader = DataLoader(
         _Pairs(pairs, reading),
         batch_size=None,
-        collate_fn=_unchanged,
+        collate_fn=list,  # unchanged
         num_workers=workers if workers > 1 else 0,
         worker_init_fn=init_worker,
         generator=torch.Generator(),  # the run's own would change its first weights
     )
     kill_workers_at_exit()
     results = []
-    bar = tqdm(loader, desc=f"reading {pairs[0][0].parent}", unit="pairs", delay=1)
-    with explain_limits():
-        if path is None:
-            return [result for _, result in bar]
-        with whole_file(path, shared=True) as part, open(part, "wb") as file:
-            for record, result in bar:
-                results.append(result)
-                if record is not None:
-                    file.write(record)
-        if any(isinstance(result, BadInput) for result in results):
-            path.unlink()  # what is wrong isn't remembered: it may be mended by a permission alone
-            return results
-        with whole_file(path.with_suffix(".json"), shared=True) as part:
+    place = whole_file(path, shared=True) if path else nullcontext(os.devnull)
+    with explain_limits(), place as part, open(part, "wb") as file:
+        for record, result in tqdm(loader, desc=f"reading {pairs[0][0].parent}", unit="pairs", delay=1):
+            file.write(record)
+            results.append(result)
+    if path and any(isinstance(result, BadInput) for result in results):
+        path.unlink()  # what is wrong isn't remembered: it may be mended by a permission alone
+    elif path:
+        with explain_limits(), whole_file(path.with_suffix(".json"), shared=True) as part:
             part.write_text(json.dumps(results), encoding="ascii")
-        same_folders, an_hour_ago = path.name.rpartition("_")[0], time.time() - 3600
-        for old in path.parent.glob(f"*{same_folders}_*"):
-            left_by_killed_run = old.suffix == ".part" and old.stat().st_mtime < an_hour_ago
-            if left_by_killed_run or old.suffix != ".part" and old.stem != path.stem:
-                with suppress(OSError):  # Windows keeps a file that another run has open
-                    old.unlink()
+        _remove_outdated(path)
     return results
 
 
-def _unchanged(item: Any) -> Any:
-    return item
+def _remove_outdated(path: Path) -> None:
+    """Remove what the cache holds of the same folders at the same size beside the records in `path`."""
+    for old in path.parent.glob(f"*{path.name.rpartition('_')[0]}_*"):
+        with suppress(OSError):  # Windows keeps a file that another run has open
+            at_work = old.suffix == ".part" and time.time() - old.stat().st_mtime < 3600
+            if old.stem != path.stem and not at_work:
+                old.unlink()
 
 
 def _recall(path: Path) -> list[Metadata] | None:
@@ -165,26 +160,25 @@ def _recall(path: Path) -> list[Metadata] | None:
 
 def _cache_path(pairs: list[Pair], reading: Reading, folder: str | Path) -> Path:
     """The file of the records: folders, size, and a digest of all that changes its content."""
-    folders = sorted({str(file.parent.resolve()) for pair in pairs for file in pair})
-    content = repr((VERSION, reading, [_stamp(file) for pair in pairs for file in pair]))
-    home, digest = (hashlib.sha256(os.fsencode(text)).hexdigest() for text in ("\n".join(folders), content))
+    files = [file for pair in pairs for file in pair]
+    folders, content = sorted({str(file.parent.resolve()) for file in files}), [_stamp(file) for file in files]
+    home, digest = (
+        hashlib.sha256(os.fsencode(repr(part))).hexdigest() for part in (folders, (VERSION, reading, content))
+    )
     kind = f"{reading.size[1]}x{reading.size[0]}" if reading.size else "own_size"
     return Path(folder, f"{home[:12]}_{kind}_{digest[:16]}.bin")
 
 
 def _stamp(file: Path) -> tuple[str, int, int]:
     """What changes with a file; a broken link has no length and no time."""
-    with suppress(OSError):
-        status = file.stat()
-        return file.name, status.st_size, status.st_mtime_ns
-    return file.name, 0, 0
+    status = file.stat() if os.path.exists(file) else None
+    return (file.name, status.st_size, status.st_mtime_ns) if status else (file.name, 0, 0)
 
 
 def _has_room(path: Path, pairs: list[Pair], reading: Reading) -> bool:
+    pixels = sum(math.prod(reading.size or image_size(image) or ()) for image, _ in pairs)
+    needed = (reading.channels + 1) * pixels
     try:
-        needed = sum(
-            (reading.channels + 1) * math.prod(reading.size or image_size(image) or ()) for image, _ in pairs
-        )
         if needed + SPARE_BYTES <= shutil.disk_usage(writable_folder(path.parent)).free:
             return True
         finding = f"no room for {needed / 1e9:.1f} GB of decoded images"
