@@ -26,7 +26,7 @@ from support.pairs import Scan, scan
 from support.reading import Metadata, Pair, Reading, Size, image_size, inspect_pair
 from support.workers import init_worker, kill_workers_at_exit
 
-VERSION = 7  # of the records' layout and of how files are read: raise it with either, and caches are made anew
+VERSION = 8  # of the records' layout and of how files are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
 
 

@@ -260,29 +260,30 @@ def _decode_pixels(path: str | Path, data: bytes, reading: Reading) -> _Decoded:
     if reading.channels in (1, 3) or not is_tiff:
         with suppress(*[Image.UnidentifiedImageError] * is_tiff):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image is None:
+    bits, planar = data[24] if data.startswith(b"\x89PNG") else 8, False
+    if is_tiff and image is not None:
+        bits, planar = image.tag_v2.get(258, (1,))[0], image.tag_v2.get(284) == 2
+        if len(image.getbands()) == 1 < image.tag_v2.get(277, 1):  # Pillow would read the first of its planes alone
+            image = None
+    # Of colours with 16 bits, Pillow keeps the upper 8, and makes rubbish of planes.
+    in_full = bits == 16 and image is not None and len(image.getbands()) > 1 and (planar or reading.highest < WHITE)
+    if image is None or is_tiff and in_full:
         values, orientation = _tiff_values(path, data)
-        return _Decoded(data, None, values.shape[:2], orientation, False, values.itemsize == 2, values)
+        upper = Image.fromarray((values >> 8).astype(np.uint8)) if image else None
+        return _Decoded(data, upper, values.shape[:2], orientation, False, values.itemsize == 2, values)
     if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO is one shot, twice
         raise BadInput(path, f"holds {image.n_frames} images", "Save the one that counts by itself")
-    bits = data[24] if image.format == "PNG" else image.tag_v2.get(258, (1,))[0] if is_tiff else 8
     orientation, turned, lossy = _orientation(image), _is_turned(image), image.format in ("JPEG", "MPO")
     size = image.size if turned else image.size[::-1]
-    planar = is_tiff and image.tag_v2.get(284) == 2
     if reading.size is not None:
         image.draft(None, [3 * side for side in (reading.size if turned else reading.size[::-1])])
-    image.load()
+    image.load()  # which says what is broken
     if orientation > 1 and not is_tiff:  # Pillow does this for a TIFF by itself
         image = image.transpose(UPRIGHT[orientation])
     values = None
-    if bits == 16 and len(image.getbands()) > 1 and (planar or reading.highest < WHITE):
-        # Of these, Pillow has rubbish or the upper 8 bits alone.
-        if is_tiff:
-            values = _tiff_values(path, data)[0]
-        else:
-            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
-            values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if in_full:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
+        values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
     return _Decoded(data, image, size, orientation, lossy, bits == 16, values)
 
 

@@ -6,7 +6,6 @@ A case changes a small copy of a data folder with a finished run of one epoch be
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import json
 import multiprocessing
@@ -18,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +40,8 @@ from support.run import Run
 
 ROOT = Path(__file__).parent.parent
 COVERED = {
+    **dict.fromkeys((8, 10, 11, 12), "test_reading.py::test_every_kind_of_image_becomes_rgb"),
+    **dict.fromkeys((27, 28, 31, 33), "test_reading.py::test_every_way_to_write_a_mask"),
     52: "test_distributed.py::test_a_step_has_an_image_for_each_process",
     61: "test_bad_input.py::test_61_too_little_disk_is_refused_before_training",
     66: "test_checkpoint.py::test_a_flip_in_any_byte_is_detected_or_harmless",
@@ -186,11 +186,28 @@ def with_values(*values: int) -> np.ndarray:
     return np.repeat(np.array(values, np.uint8), -(-48 // len(values)))[None, :48].repeat(32, 0)
 
 
-def palette(mask: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
-    picture = Image.fromarray(mask, "L").convert("P")
-    picture.putdata(mask.ravel().tolist())
-    picture.putpalette([value for colour in colours for value in colour])
-    return picture
+def soft_edge() -> Image.Image:
+    return Image.fromarray(square(0, 255)).resize((24, 16)).resize((48, 32), Image.BICUBIC)
+
+
+def without_end_marker(w: World) -> None:
+    w.save_image(image())
+    data = (w.images / "a.png").read_bytes()
+    (w.images / "a.png").write_bytes(data[:-12])
+
+
+def stray_files(w: World) -> None:
+    for name in (".DS_Store", "Thumbs.db", "._a.jpg", "note.txt"):
+        (w.images / name).write_text("?")
+
+
+def the_same_folder(w: World) -> list[str]:
+    return ["--VAL_IMG_DIR", str(w.images), "--VAL_MASK_DIR", str(w.masks)]
+
+
+def saved_images_is_a_file(w: World) -> None:
+    shutil.rmtree(w.out / "saved_images")
+    (w.out / "saved_images").touch()
 
 
 def resized(path: Path, size: tuple[int, int]) -> None:
@@ -253,9 +270,9 @@ def forbid(w: World, path: Path, mode: int) -> None:
     w.undo.enter_context(as_ordinary_user())
 
 
-def rename_pair(w: World, name: str, suffixes: tuple[str, str] = (".jpg", "_mask.gif")) -> None:
+def rename_pair(w: World, name: str, suffixes: tuple[str, str] = (".jpg", "_mask.gif"), mask: str = "") -> None:
     w.image.rename(w.images / f"{name}{suffixes[0]}")
-    w.mask.rename(w.masks / f"{name}{suffixes[1]}")
+    w.mask.rename(w.masks / f"{mask or name}{suffixes[1]}")
 
 
 def keep(w: World, count: int) -> None:
@@ -325,8 +342,29 @@ def save_on_cuda(w: World) -> None:
         torch.load(w.latest, weights_only=True)
 
 
-def optimizer_of(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
-    return kind(train.make_optimizer(UNET(features=[4, 8]), 1e-3).param_groups, lr=0.1).state_dict()
+def optimizer_of(kind: str) -> dict[str, Any]:
+    parameters = train.make_optimizer(UNET(features=[4, 8]), 1e-3).param_groups
+    return getattr(torch.optim, kind)(parameters, lr=0.1).state_dict()
+
+
+def with_one_before(change: Callable[[World], Any]) -> Callable[[World], None]:
+    def changed(w: World) -> None:
+        shutil.copy(w.latest, w.out / "previous_checkpoint.pth.tar")
+        change(w)
+
+    return changed
+
+
+def malicious(w: World) -> None:
+    torch.save({"state_dict": Malicious(w.out / "victim")}, w.latest)
+
+
+def newer(state: dict[str, Any]) -> None:
+    state["format"] = 99
+
+
+def not_finite(state: dict[str, Any]) -> None:
+    state["state_dict"]["final_conv.bias"].fill_(float("nan"))
 
 
 def add_prefix(state: dict[str, Any]) -> None:
@@ -366,367 +404,117 @@ def unlink_images(w: World) -> None:
     w.in_step(lambda: [path.unlink() for path in w.images.iterdir()])
 
 
-EMPTY = "a.jpg: can't be read as an image (an empty file). Copy or download it again."
 RGB = np.asarray(image())
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 HTML = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>"
-NO_PICTURE = "a.jpg: can't be read as an image"
-IN_MASK = "where background is 0 and foreground 1 or 255. Save it in black and white, or give NUM_CLASSES"
 CASES = [
     # Images
-    E(1, "empty", lambda w: w.image.write_bytes(b""), EMPTY),
-    E(2, "truncated JPEG", lambda w: cut(w.image), f"{NO_PICTURE} (image file is truncated"),
-    E(2, "truncated GIF", lambda w: cut(w.mask), "a_mask.gif: can't be read as an image ("),
-    OK(
-        3,
-        "PNG without its end marker",
-        lambda w: (
-            w.save_image(image()),
-            cut(w.images / "a.png", 1 - 12 / (w.images / "a.png").stat().st_size),
-        ),
-        then=same_image(RGB),
-    ),
+    E(1, "empty", lambda w: w.image.write_bytes(b""), "a.jpg: .*empty file"),
+    E(2, "truncated JPEG", lambda w: cut(w.image), "a.jpg: .*truncated"),
+    E(2, "truncated GIF", lambda w: cut(w.mask), "a_mask.gif: can't be read as an image"),
+    OK(3, "PNG without its end marker", without_end_marker, then=same_image(RGB)),
     OK(4, "PNG named .jpg", lambda w: image().save(w.image, "PNG"), then=same_image(RGB, "a.jpg")),
-    E(5, "text", lambda w: w.image.write_text("to do: take a image\n"), f"{NO_PICTURE} (a text file)"),
-    E(5, "HTML", lambda w: w.image.write_bytes(HTML), f"{NO_PICTURE} (a web page or XML). Download it again."),
-    E(5, "git-lfs", lambda w: w.image.write_bytes(LFS), "(a git-lfs pointer to an image). Run git lfs pull."),
-    E(6, "folder", lambda w: (w.images / "x.jpg").mkdir(), "x.jpg: a folder, though named like a picture. Rename"),
-    OK(7, "CMYK", lambda w: w.save_image(image("CMYK"), "a.jpg")),
-    OK(
-        8,
-        "16 bits",
-        lambda w: w.save_image(Image.fromarray(np.asarray(image("L")).astype(np.uint16) * 257)),
-        then=same_image(RGB),
-    ),
-    E(9, "float TIFF", lambda w: w.save_image(image("F"), "a.tif"), "a.tif: pixels of type F, whose range"),
-    OK(10, "gray", lambda w: w.save_image(image("L")), then=same_image(RGB)),
-    OK(11, "RGBA", lambda w: w.save_image(image("RGBA")), then=same_image(RGB)),
-    OK(11, "LA", lambda w: w.save_image(image("LA")), then=same_image(RGB)),
-    OK(12, "palette", lambda w: w.save_image(image("L").convert("P")), then=same_image(RGB)),
-    OK(13, "EXIF orientation", lambda w: turned(w, (32, 48))),
-    E(
-        13,
-        "EXIF orientation against the mask",
-        lambda w: turned(w, (48, 32)),
-        "a_mask.gif: the mask is 48x32, its image 32x48 as its EXIF orientation rotates it. Give both",
-    ),
-    E(14, "animated WebP", lambda w: animated(w, "a.webp"), "a.webp: holds 2 images. Save the one"),
-    E(
-        15,
-        "270 million pixels",
-        lambda w: w.save_image(Image.new("1", (18_000, 15_000))),
-        "a.png: can't be read as an image (Image size (270000000 pixels) exceeds limit",
-    ),
-    E(16, "EPS", lambda w: w.image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "(a PostScript, PDF, Photoshop or"),
-    E(16, "PSD", lambda w: w.image.write_bytes(b"8BPS\0\1" + bytes(20)), "(a PostScript, PDF, Photoshop or FITS"),
-    E(16, "FITS", lambda w: w.image.write_bytes(b"SIMPLE  =   T"), "(a PostScript, PDF, Photoshop or FITS file)"),
-    E(17, "1x1", lambda w: resize_pair(w, (1, 1)), "a.jpg: 1x1 pixels, and each side needs 4. Remove it"),
-    E(18, "image below the stride", lambda w: resize_pair(w, (48, 3)), "a.jpg: 48x3 pixels, and each side"),
-    flags(
-        18, "E", "--IMAGE_HEIGHT 3", "IMAGE_HEIGHT and IMAGE_WIDTH: 3 and 48, which a network of 2 levels shrinks"
-    ),
-    OK(19, "odd sizes", adding(lambda w: resize_pair(w, (47, 31)), "--IMAGE_HEIGHT", "31", "--IMAGE_WIDTH", "45")),
-    E(
-        20,
-        "no permission",
-        lambda w: forbid(w, w.image, 0),
-        "a.jpg: can't be read as an image (Permission denied). Replace",
-    ),
-    E(
-        21,
-        "broken link",
-        lambda w: link(w.image, w.root / "gone.jpg"),
-        "a.jpg: can't be read as an image (No such file",
-    ),
-    E(
-        21,
-        "loop of links",
-        lambda w: link(w.image, w.image),
-        "a.jpg: can't be read as an image (Too many levels of symbolic",
-    ),
-    E(
-        22,
-        "vanishing",
-        resume(unlink_images, "--CACHE_DIR", ""),
-        ".jpg: can't be read as an image (No such file or directory)",
-    ),
+    E(5, "text", lambda w: w.image.write_text("to do: take an image\n"), "a.jpg: .*text file"),
+    E(5, "HTML", lambda w: w.image.write_bytes(HTML), "a.jpg: .*web page"),
+    E(5, "git-lfs", lambda w: w.image.write_bytes(LFS), "a.jpg: .*git lfs pull"),
+    E(6, "folder", lambda w: (w.images / "x.jpg").mkdir(), "x.jpg: a folder"),
     *(
-        E(6, f"{kind} named like a {what}", lambda w, kind=kind, what=what: special(getattr(w, what), kind), says)
-        for kind, says in (("pipe", "a folder, a pipe or a device. Replace"), ("device", "a pipe or a device. Rep"))
+        E(
+            6,
+            f"{kind} in place of {what}",
+            lambda w, k=kind, what=what: special(getattr(w, what), k),
+            "pipe or a dev",
+        )
+        for kind in ("pipe", "device")
         for what in ("image", "mask")
     ),
+    OK(7, "CMYK", lambda w: w.save_image(image("CMYK"), "a.jpg")),
+    E(9, "float TIFF", lambda w: w.save_image(image("F"), "a.tif"), "a.tif: pixels of type F"),
+    OK(13, "EXIF orientation", lambda w: turned(w, (32, 48))),
+    E(13, "EXIF orientation against the mask", lambda w: turned(w, (48, 32)), "a_mask.gif: .*48x32.*32x48.*EXIF"),
+    E(14, "animated WebP", lambda w: animated(w, "a.webp"), "a.webp: holds 2 images"),
+    E(15, "too many pixels", lambda w: w.save_image(Image.new("1", (18_000, 15_000))), "a.png: .*exceeds limit"),
+    E(16, "EPS", lambda w: w.image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "a.jpg: .*PostScript"),
+    E(16, "PSD", lambda w: w.image.write_bytes(b"8BPS\0\1" + bytes(20)), "a.jpg: .*Photoshop"),
+    E(17, "1x1", lambda w: resize_pair(w, (1, 1)), "a.jpg: 1x1 pixels, .* 4"),
+    E(18, "image below the stride", lambda w: resize_pair(w, (48, 3)), "a.jpg: 48x3 pixels"),
+    flags(18, "E", "--IMAGE_HEIGHT 3", "IMAGE_HEIGHT and IMAGE_WIDTH: 3 and 48"),
+    OK(19, "odd sizes", adding(lambda w: resize_pair(w, (47, 31)), "--IMAGE_HEIGHT", "31", "--IMAGE_WIDTH", "45")),
+    E(20, "no permission", lambda w: forbid(w, w.image, 0), "a.jpg: .*Permission denied"),
+    E(21, "broken link", lambda w: link(w.image, w.root / "gone.jpg"), "a.jpg: .*No such file"),
+    E(21, "loop of links", lambda w: link(w.image, w.image), "a.jpg: .*symbolic"),
+    E(22, "vanishing", resume(unlink_images, "--CACHE_DIR", ""), "[abcd].jpg: .*No such file"),
     # Masks and pairs
-    E(
-        23,
-        "no mask",
-        lambda w: w.mask.unlink(),
-        "tried a_mask and a, ending in .gif .png .jpg .jpeg .bmp .tif .tiff. Add",
-    ),
-    W(
-        24,
-        "masks alone",
-        lambda w: (w.image.unlink(), (w.images / "b.jpg").unlink()),
-        "a_mask.gif: a mask without an image (and 1 like it). It is not used.",
-    ),
-    E(
-        25,
-        "two masks",
-        lambda w: Image.new("L", (48, 32)).save(w.masks / "a.png"),
-        "a.jpg: two masks, a_mask.gif and",
-    ),
-    E(
-        26,
-        "sizes differ",
-        lambda w: resized(w.mask, (24, 16)),
-        "the mask is 24x16, its image 48x32. Give both",
-    ),
-    OK(27, "0 and 1", lambda w: w.save_mask(square()), then=same_mask("a_mask.png")),
-    OK(28, "0 and 255", lambda w: w.save_mask(square(0, 255)), then=same_mask("a_mask.png")),
-    E(29, "classes to 2", lambda w: w.save_mask(with_values(0, 1, 2)), f"png: values up to 2, 3 in all, {IN_MASK}"),
-    E(
-        29,
-        "classes and 255",
-        lambda w: w.save_mask(with_values(0, 1, 255)),
-        f"png: values up to 255, 3 in all, {IN_MASK}",
-    ),
-    E(29, "gray classes", lambda w: w.save_mask(with_values(0, 85, 170, 255)), "png: values up to 255, 4 in all"),
-    W(
-        30,
-        "JPEG",
-        lambda w: w.save_mask(square(0, 255), "a_mask.jpg", quality=30),
-        "a_mask.jpg: values between black and white in",
-    ),
-    W(
-        30,
-        "soft edge",
-        lambda w: w.save_mask(Image.fromarray(square(0, 255)).resize((24, 16)).resize((48, 32), Image.BICUBIC)),
-        "a_mask.png: values between black and white in",
-    ),
-    OK(
-        31,
-        "gray palette",
-        lambda w: w.save_mask(palette(1 - square(), (255,) * 3, (0,) * 3)),
-        then=same_mask("a_mask.png"),
-    ),
-    OK(
-        31, "colours", lambda w: w.save_mask(palette(square(), (0,) * 3, (128, 0, 0))), then=same_mask("a_mask.png")
-    ),
-    OK(32, "RGB", lambda w: w.save_mask(np.dstack([square(0, 255)] * 3)), then=same_mask("a_mask.png")),
-    E(
-        32,
-        "colour",
-        lambda w: w.save_mask(np.dstack([square(0, 255), *[square(0, 0)] * 2])),
-        "png: a mask in colour. Save",
-    ),
-    OK(33, "1 bit", lambda w: w.save_mask(square().astype(bool)), then=same_mask("a_mask.png")),
-    E(
-        34,
-        "animated GIF",
-        lambda w: animated(w, "a_mask.gif", masks=True),
-        "a_mask.gif: holds 2 images. Save the one",
-    ),
+    E(23, "no mask", lambda w: w.mask.unlink(), "a.jpg: no mask .*a_mask"),
+    W(24, "masks alone", lambda w: (w.image.unlink(), (w.images / "b.jpg").unlink()), "a_mask.gif: .*1 like it"),
+    E(25, "two masks", lambda w: Image.new("L", (48, 32)).save(w.masks / "a.png"), "a.jpg: two masks, a_mask.gif"),
+    E(26, "sizes differ", lambda w: resized(w.mask, (24, 16)), "a_mask.gif: .*24x16, its image 48x32"),
+    E(29, "classes to 2", lambda w: w.save_mask(with_values(0, 1, 2)), "a_mask.png: values up to 2.*NUM_CLASSES"),
+    E(29, "classes and 255", lambda w: w.save_mask(with_values(0, 1, 255)), "a_mask.png: values up to 255"),
+    E(29, "gray classes", lambda w: w.save_mask(with_values(0, 85, 170, 255)), "a_mask.png: values up to 255"),
+    W(30, "JPEG", lambda w: w.save_mask(square(0, 255), "a_mask.jpg", quality=30), "a_mask.jpg: .*black and white"),
+    W(30, "soft edge", lambda w: w.save_mask(soft_edge()), "a_mask.png: .*black and white"),
+    E(32, "colour", lambda w: w.save_mask(np.dstack([square(0, 255), *[square(0, 0)] * 2])), "png: .*in colour"),
+    E(34, "animated GIF", lambda w: animated(w, "a_mask.gif", masks=True), "a_mask.gif: holds 2 images"),
     OK(35, "one mask of background", lambda w: w.save_mask(square(0, 0))),
-    E(
-        35,
-        "all of background",
-        lambda w: all_masks(w, 0),
-        "train_masks: all 4 masks are background alone. Foreground is",
-    ),
-    W(36, "all foreground", lambda w: w.save_mask(square(255, 255)), "a_mask.png: foreground in every pixel. Look"),
-    E(
-        37,
-        "class 1 of 1 is the last",
-        lambda w: w.save_mask(square(0, 2)),
-        f"png: values up to 2, 2 in all, {IN_MASK}",
-    ),
-    E(
-        38,
-        "mask is the image",
-        lambda w: shutil.copy(w.image, w.mask),
-        "a_mask.gif: byte for byte its image. Put the",
-    ),
+    E(35, "all of background", lambda w: all_masks(w, 0), "train_masks: all 4 masks are background"),
+    W(36, "all foreground", lambda w: w.save_mask(square(255, 255)), "a_mask.png: foreground in every pixel"),
+    E(37, "class 1 of 1 is the last", lambda w: w.save_mask(square(0, 2)), "png: values up to 2"),
+    E(38, "mask is the image", lambda w: shutil.copy(w.image, w.mask), "a_mask.gif: byte for byte its image"),
     OK(39, "255 in 16 bits", lambda w: w.save_mask(square(0, 255).astype(np.uint16)), then=same_mask("a_mask.png")),
     # Folders
-    OK(
-        40,
-        "stray files",
-        lambda w: ([(w.images / n).write_text("?") for n in (".DS_Store", "Thumbs.db", "._a.jpg", "note.txt")]),
-        "4 skipped files",
-    ),
-    W(
-        41,
-        "subfolder",
-        lambda w: (w.images / "more").mkdir(),
-        "train_images/more: a subfolder. What is in it is not",
-    ),
+    OK(40, "stray files", stray_files, "4 skipped files"),
+    W(41, "subfolder", lambda w: (w.images / "more").mkdir(), "train_images/more: a subfolder"),
     OK(42, "upper-case endings", lambda w: rename_pair(w, "a", (".JPG", "_mask.GIF"))),
-    OK(
-        43,
-        "normalisation",
-        lambda w: (
-            w.image.rename(w.images / f"{unicodedata.normalize('NFC', 'é')}.jpg"),
-            w.mask.rename(w.masks / f"{unicodedata.normalize('NFD', 'é')}_mask.gif"),
-        ),
-    ),
-    *(
-        OK(44, repr(name), functools.partial(rename_pair, name=name))
-        for name in ("a b", "a\nb", "\N{AUTOMOBILE}", "-a")
-    ),
-    E(
-        45,
-        "empty folder",
-        lambda w: [path.unlink() for path in w.images.iterdir()],
-        "train_images: no images",
-    ),
-    E(
-        46,
-        "missing folder",
-        lambda w: ["--TRAIN_MASK_DIR", str(w.root / "train_mask")],
-        "train_mask: no such folder. Perhaps you meant ",
-    ),
-    E(
-        47,
-        "the same folder",
-        lambda w: ["--VAL_IMG_DIR", str(w.images), "--VAL_MASK_DIR", str(w.masks)],
-        "train_images: the folder of the training images, too. Give others",
-    ),
-    E(
-        48,
-        "a image in both",
-        lambda w: copy_pair(w, "x"),
-        "x.jpg: the very image that is also trained on, as",
-    ),
-    W(
-        48,
-        "a name in both",
-        lambda w: write_pairs(w.val_images, w.val_masks, ["a"], (30, 40)),
-        "a.jpg: a name that stands in training as well. Look",
-    ),
-    W(49, "a car in both", use_cars, "02.jpg: a view of a car that is also trained on, as in"),
+    OK(43, "normalisation", lambda w: rename_pair(w, "\u00e9", mask="e\u0301")),
+    *(OK(44, repr(name), lambda w, name=name: rename_pair(w, name)) for name in ("a\nb", "\N{AUTOMOBILE}", "-a")),
+    E(45, "empty folder", lambda w: [path.unlink() for path in w.images.iterdir()], "train_images: no images"),
+    E(46, "missing folder", lambda w: ["--TRAIN_MASK_DIR", f"{w.root}/train_mask"], "train_mask: .*train_masks"),
+    E(47, "the same folder", the_same_folder, "train_images: the folder of the training images"),
+    E(48, "an image in both", lambda w: copy_pair(w, "x"), "x.jpg: the very image that is also trained on"),
+    W(48, "a name in both", lambda w: write_pairs(w.val_images, w.val_masks, ["a"], (30, 40)), "a.jpg: a name"),
+    W(49, "a car in both", use_cars, "02.jpg: a view of a car that is also trained on"),
     OK(50, "one image", lambda w: keep(w, 1), "1 training image,"),
-    OK(
-        50,
-        "a last batch of one",
-        adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"),
-        "batches of 2\nFEATURES 4 8; 1 epoch of 1 step;",
-    ),
-    E(
-        50,
-        "one image and one pixel",
-        adding(lambda w: keep(w, 1), "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "7"),
-        "IMAGE_HEIGHT and IMAGE_WIDTH: 4 and 7, of which batches of one leave BatchNorm a single pixel",
-    ),
-    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "batches of 4\nFEATURES 4 8; 1 epoch of 1 step;"),
+    OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "batches of 2\n.* 1 step;"),
+    E(50, "one pixel", adding(lambda w: keep(w, 1), "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "7"), "BatchNorm"),
+    flags(51, "OK", "--BATCH_SIZE 16 --MIN_STEPS 1", "batches of 4\n.* 1 step;"),
     # Constants
-    *(
-        flags(53, "E", f"--LEARNING_RATE {value}", "can't be used. Give a positive")
-        for value in ("0", "-1", "nan", "inf")
-    ),
-    *(
-        flags(54, "E", f"--{name} 0", f"{name}: 0 can't be used. Give 1 or more")
-        for name in ("BATCH_SIZE", "NUM_EPOCHS", "IMAGE_HEIGHT", "IMAGE_WIDTH")
-    ),
-    flags(55, "E", "--NUM_WORKERS -1", "NUM_WORKERS: -1 can't be used. Give 0 or more"),
-    W(
-        55,
-        "too many",
-        lambda w: ["--NUM_WORKERS", str(count_cores() + 1)],
-        "cores here. Fewer are likely to be faster.",
-    ),
-    flags(56, "E", "--BATCHSIZE 8", "--BATCHSIZE: no such option. Perhaps you meant --BATCH_SIZE."),
-    flags(56, "E", "--ACCUMULATE 4", "--ACCUMULATE: has another name now. Give --ACCUMULATION_STEPS."),
-    flags(57, "E", "--MIN_STEPS many", "MIN_STEPS: invalid int value: 'many'. --help lists"),
-    flags(58, "E", "--DEVICE cuda:99", "DEVICE cuda:99: not available here ("),
-    flags(
-        59, "W", "--DEVICE cpu --PRECISION float16", "PRECISION float16: cpu does not have it in hardware. This run"
-    ),
-    E(
-        60,
-        "saved_images",
-        lambda w: forbid(w, w.out / "saved_images", 0o500),
-        "saved_images: can't be written to (Permission",
-    ),
-    E(
-        60,
-        "checkpoint's folder",
-        lambda w: forbid(w, w.out, 0o500),
-        "out: can't be written to (Permission denied). Give",
-    ),
-    E(
-        62,
-        "saved_images is a file",
-        lambda w: (shutil.rmtree(w.out / "saved_images"), (w.out / "saved_images").write_text("")),
-        "saved_images: can't be written to (File exists). Give",
-    ),
-    E(63, "a second run", hold_lock, "out: another run is at work here (process "),
+    *(flags(53, "E", f"--LEARNING_RATE {value}", "LEARNING_RATE: ") for value in ("0", "-1", "nan", "inf")),
+    *(flags(54, "E", f"--{name} 0", f"{name}: 0 ") for name in ("BATCH_SIZE", "NUM_EPOCHS", "IMAGE_HEIGHT")),
+    flags(55, "E", "--NUM_WORKERS -1", "NUM_WORKERS: -1 "),
+    W(55, "too many", lambda w: ["--NUM_WORKERS", str(count_cores() + 1)], "NUM_WORKERS.*cores here"),
+    flags(56, "E", "--BATCHSIZE 8", "--BATCHSIZE: .*--BATCH_SIZE"),
+    flags(56, "E", "--ACCUMULATE 4", "--ACCUMULATE: .*--ACCUMULATION_STEPS"),
+    flags(57, "E", "--MIN_STEPS many", "MIN_STEPS: .*'many'"),
+    flags(58, "E", "--DEVICE cuda:99", "DEVICE cuda:99: not available"),
+    flags(59, "W", "--DEVICE cpu --PRECISION float16", "PRECISION float16: "),
+    E(60, "saved_images", lambda w: forbid(w, w.out / "saved_images", 0o500), "saved_images: .*Permission"),
+    E(60, "checkpoint's folder", lambda w: forbid(w, w.out, 0o500), "out: .*Permission"),
+    E(62, "saved_images is a file", saved_images_is_a_file, "saved_images: .*File exists"),
+    E(63, "a second run", hold_lock, r"out: another run is at work here \(process "),
     # Checkpoints
-    E(64, "missing", resume(lambda w: w.latest.unlink()), "in this folder: best_checkpoint.pth.tar."),
-    *(
-        E(65, name, resume(change), "my_checkpoint.pth.tar: not a checkpoint that can be read (")
-        for name, change in (
-            ("empty", lambda w: w.latest.write_bytes(b"")),
-            ("truncated", lambda w: cut(w.latest)),
-            ("HTML", lambda w: w.latest.write_bytes(HTML)),
-        )
-    ),
+    E(64, "missing", resume(lambda w: w.latest.unlink()), "in this folder: best_checkpoint.pth.tar"),
+    E(65, "empty", resume(lambda w: w.latest.write_bytes(b"")), "my_checkpoint.pth.tar: not a checkpoint"),
+    E(65, "truncated", resume(lambda w: cut(w.latest)), "my_checkpoint.pth.tar: not a checkpoint"),
+    E(65, "HTML", resume(lambda w: w.latest.write_bytes(HTML)), "my_checkpoint.pth.tar: not a checkpoint"),
     W(
         65,
         "broken, with one before",
-        resume(lambda w: (shutil.copy(w.latest, w.out / "previous_checkpoint.pth.tar"), cut(w.latest))),
-        "previous_checkpoint.pth.tar instead.",
+        resume(with_one_before(lambda w: cut(w.latest))),
+        "previous_checkpoint.pth.tar",
     ),
-    E(
-        67,
-        "malicious",
-        resume(lambda w: torch.save({"state_dict": Malicious(w.out / "victim")}, w.latest)),
-        "my_checkpoint.pth.tar: not a checkpoint that can be read (",
-    ),
-    E(
-        68,
-        "a whole module",
-        resume(lambda w: torch.save(UNET(features=[4, 8]), w.latest)),
-        "not a checkpoint that can",
-    ),
+    E(67, "malicious", resume(malicious), "my_checkpoint.pth.tar: not a checkpoint"),
+    E(68, "a module", resume(lambda w: torch.save(UNET(features=[4, 8]), w.latest)), "not a checkpoint"),
     OK(69, "prefixes", restate(add_prefix), "going on after 1 epoch and 0 steps"),
-    flags(
-        70,
-        "E",
-        "--LOAD_MODEL --FEATURES 4 6",
-        'differences in all). Give the FEATURES, ENCODER and NUM_CLASSES that it was made with: 4 8, "" and 1.',
-    ),
-    E(
-        71,
-        "newer",
-        resume(
-            lambda w: (
-                shutil.copy(w.latest, w.out / "previous_checkpoint.pth.tar"),
-                w.change_state(lambda state: state.update(format=99)),
-            )
-        ),
-        "my_checkpoint.pth.tar: written by a newer version (format 99, where this one knows 1). Update",
-    ),
-    OK(
-        72,
-        "the tutorial's",
-        restate(lambda s: {k: s[k] for k in ("state_dict", "optimizer")}),
-        "weights alone, with which a new run begins",
-    ),
+    flags(70, "E", "--LOAD_MODEL --FEATURES 4 6", 'differences in all.* 4 8, "" and 1'),
+    E(71, "newer", resume(with_one_before(lambda w: w.change_state(newer))), "my_checkpoint.pth.tar: .*format 99"),
+    OK(72, "the tutorial's", restate(lambda s: {k: s[k] for k in ("state_dict", "optimizer")}), "weights alone"),
     OK(72, "another script's", restate(lambda s: {"state_dict": s["state_dict"], "epoch": 90, "arch": "unet"})),
     *(
-        E(
-            72,
-            f"without {key}",
-            restate(lambda s, key=key: {k: s[k] for k in s.keys() - {key}}),
-            f"lacks '{key}'. Use another checkpoint.",
-        )
+        E(72, f"without {key}", restate(lambda s, key=key: {k: s[k] for k in s.keys() - {key}}), f"lacks '{key}'")
         for key in ("losses", "best_dice", "generators", "constants")
     ),
-    E(
-        72,
-        "other contents",
-        restate(lambda state: state.update(losses=3)),
-        "my_checkpoint.pth.tar: not as train.py writes it ('int' object has no attribute 'to'). Use another",
-    ),
+    E(72, "other contents", restate(lambda state: state.update(losses=3)), "my_checkpoint.pth.tar: .*'int' object"),
     OK(
         73,
         "weights alone",
@@ -734,44 +522,24 @@ CASES = [
         "weights alone, with which a new run begins",
     ),
     *(
-        E(
-            74,
-            kind.__name__,
-            restate(lambda s, kind=kind: s.update(optimizer=optimizer_of(kind))),
-            "made by another optimizer",
-        )
-        for kind in (torch.optim.SGD, torch.optim.Adam)
+        E(74, kind, restate(lambda s, kind=kind: s.update(optimizer=optimizer_of(kind))), "another optimizer")
+        for kind in ("SGD", "Adam")
     ),
     OK(75, "no scaler's state", restate(lambda state: {k: v for k, v in state.items() if k != "scaler"})),
     OK(75, "an empty one", restate(lambda state: state.update(scaler={}))),
     OK(76, "saved on CUDA", resume(save_on_cuda), "going on after 1 epoch and 0 steps"),
-    E(
-        77,
-        "NaN",
-        restate(lambda state: state["state_dict"]["final_conv.bias"].fill_(float("nan"))),
-        "my_checkpoint.pth.tar: its weights are not finite. Use an earlier one.",
-    ),
-    flags(78, "OK", "--LOAD_MODEL", "NUM_EPOCHS 1 is reached: give a larger one"),
+    E(77, "NaN", restate(not_finite), "my_checkpoint.pth.tar: its weights are not finite"),
+    flags(78, "OK", "--LOAD_MODEL", "NUM_EPOCHS 1 is reached"),
     W(
         79,
         "another image",
         resume(lambda w: write_pairs(w.images, w.masks, ["e"], (32, 48))),
-        "images have changed since it was written: then 4 for training and 2 for validation, now 5 for",
+        "images have changed",
     ),
     # During training
-    E(
-        81,
-        "out of memory",
-        resume(lambda w: w.monkeypatch.setattr(train, "UNET", Greedy)),
-        "batches of 2 images of 48x32: out of memory (",
-    ),
-    E(82, "the disk fills", resume(fill_disk), "the disk is full ("),
-    E(
-        83,
-        "a worker dies",
-        resume(lambda w: w.in_step(kill_worker), "--NUM_WORKERS", "2"),
-        "a process that reads images died (",
-    ),
+    E(81, "out of memory", resume(lambda w: w.monkeypatch.setattr(train, "UNET", Greedy)), "batches of 2 .*memory"),
+    E(82, "the disk fills", resume(fill_disk), "the disk is full"),
+    E(83, "a worker dies", resume(lambda w: w.in_step(kill_worker), "--NUM_WORKERS", "2"), "process .* died"),
 ]
 
 
@@ -796,12 +564,12 @@ def test_case(case, world, capsys):
     lines = said(printed.err)
     assert status == (2 if case.verdict == "E" else 0), printed.err
     if case.verdict == "OK":
-        assert lines == [] and case.says in printed.out
+        assert lines == [] and re.search(case.says, printed.out)
         case.then(world)
         return
     if case.verdict == "E":
         lines = [line for line in lines if not line.startswith("warning: ")]
-    assert len(lines) == 1 and case.says in lines[0] and lines[0].endswith("."), lines
+    assert len(lines) == 1 and re.search(case.says, lines[0]) and lines[0].endswith("."), lines
     if case.verdict == "E":
         after = contents(world.root)
         assert {name: after.get(name) for name in before} == before
@@ -867,7 +635,7 @@ def test_a_files_trouble_in_a_transform_is_told_with_its_name(world):
 
 
 ON_THE_COMMAND_LINE = [(1, "empty"), (5, "git-lfs"), (23, "no mask"), (26, "sizes differ"), (29, "classes to 2")]
-ON_THE_COMMAND_LINE += [(46, "missing folder"), (48, "a image in both"), (56, "--BATCHSIZE 8"), (65, "HTML")]
+ON_THE_COMMAND_LINE += [(46, "missing folder"), (48, "an image in both"), (56, "--BATCHSIZE 8"), (65, "HTML")]
 ON_THE_COMMAND_LINE += [(62, "saved_images is a file")]
 
 
@@ -903,7 +671,7 @@ def test_ten_cases_on_the_command_line(finished, tmp_path):
     statuses = json.loads(done.stdout)
     for folder, case in chosen.items():
         lines = said(Path(f"{folder}.stderr").read_text())
-        assert statuses[folder] == 2 and len(lines) == 1 and case.says in lines[0], (case, lines)
+        assert statuses[folder] == 2 and len(lines) == 1 and re.search(case.says, lines[0]), (case, lines)
         after = contents(Path(folder))
         assert {name: after.get(name) for name in before[folder]} == before[folder]
 

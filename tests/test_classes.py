@@ -41,94 +41,12 @@ from support.visualize import (
 from utils import check_accuracy, count_classes, image_scores, overall_scores, score_counts
 
 THREE = Classes(3)
-MASK = np.array([[0, 1, 2, 255], [2, 1, 0, 0]], np.uint8)
 
 
 def palette_picture(mask: np.ndarray, colours: np.ndarray = PALETTE) -> Image.Image:
     picture = Image.fromarray(mask)
     picture.putpalette(colours.tobytes())
     return picture
-
-
-# Reading
-
-
-@pytest.mark.parametrize(
-    "name, picture",
-    [
-        ("gray.png", Image.fromarray(MASK)),
-        ("palette.png", palette_picture(MASK)),
-        ("gray_palette.png", palette_picture(MASK, np.repeat(np.arange(255, -1, -1, np.uint8)[:, None], 3, 1))),
-        ("palette.gif", palette_picture(MASK)),
-        ("sixteen.png", Image.fromarray(MASK.astype(np.uint16))),
-        ("rgb.png", Image.fromarray(np.dstack([MASK] * 3))),
-    ],
-)
-def test_every_way_to_write_numbers(tmp_path, name, picture):
-    picture.save(tmp_path / name, optimize=False)  # else a GIF gets other numbers
-    np.testing.assert_array_equal(read_mask(tmp_path / name, Reading(classes=THREE)), MASK)
-
-
-def test_one_bit_is_two_classes_and_another_number_may_be_ignored(tmp_path):
-    Image.fromarray(MASK == 1).save(tmp_path / "bits.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png", Reading(classes=Classes(2))), MASK == 1)
-    Image.fromarray(np.where(MASK == 255, 7, MASK).astype(np.uint8)).save(tmp_path / "seven.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "seven.png", Reading(classes=Classes(3, 7))), MASK)
-
-
-@pytest.mark.parametrize(
-    "mask, suffix, classes, message",
-    [
-        (
-            MASK,
-            ".png",
-            Classes(2),
-            r"m\.png: the value 2, where classes are 0 to 1 and 255 is ignored\. Change the",
-        ),
-        (MASK, ".png", Classes(3, 9), "the value 255, where classes are 0 to 2 and 9 is ignored"),
-        (
-            MASK.astype(np.uint16) * 200,
-            ".png",
-            THREE,
-            "values up to 51000, .* Save it with the numbers 0 to 2",
-        ),
-        (np.dstack([MASK, MASK * 0, MASK]), ".png", THREE, "a mask in colour. Save it with the numbers 0 to 2"),
-        (MASK, ".jpg", THREE, "a JPEG, which blurs class numbers into others. Save it as PNG"),
-        (MASK % 3, ".png", Classes(), "values up to 2, 3 in all, .*black and white, or give NUM_CLASSES for more"),
-    ],
-)
-def test_what_is_no_mask_of_classes_is_refused(tmp_path, mask, suffix, classes, message):
-    Image.fromarray(np.kron(mask, np.ones((8, 8) + (1,) * (mask.ndim - 2), mask.dtype))).save(
-        tmp_path / f"m{suffix}"
-    )
-    with pytest.raises(BadInput, match=message):
-        read_mask(tmp_path / f"m{suffix}", Reading(classes=classes))
-
-
-def test_a_pixel_is_of_the_class_with_most_of_its_area(tmp_path):
-    rng = np.random.default_rng(0)
-    mask = rng.choice(np.array([0, 1, 2, 255], np.uint8), (60, 90), p=(0.3, 0.3, 0.2, 0.2))
-    palette_picture(mask).save(tmp_path / "m.png")
-    blocks = mask.reshape(20, 3, 30, 3).transpose(0, 2, 1, 3).reshape(20, 30, 9)
-    areas = np.stack([(blocks == value).sum(-1) for value in (0, 1, 2, 255)], -1)
-    small = read_mask(tmp_path / "m.png", Reading((20, 30), THREE))
-    chosen = np.searchsorted([0, 1, 2, 255], small)[..., None]
-    assert (np.take_along_axis(areas, chosen, -1)[..., 0] == areas.max(-1)).all()
-    assert np.unique(small).tolist() == [0, 1, 2, 255]
-
-
-def test_two_classes_are_read_as_one_is_at_any_size(tmp_path):
-    y, x = np.mgrid[:97, :131]
-    Image.fromarray(((x - 70) ** 2 + (y - 40) ** 2 < 900).astype(np.uint8)).save(tmp_path / "m.png")
-    for size in (None, (24, 33), (40, 131), (150, 200)):
-        one, two = (read_mask(tmp_path / "m.png", Reading(size, classes)) for classes in (Classes(), Classes(2)))
-        assert (one != two).mean() < 0.002, size  # where a half is rounded
-
-
-@pytest.mark.parametrize("arguments", [(0,), (-1,), (256,), (3, 2), (3, 256), (3, -1)])
-def test_numbers_that_mean_nothing(arguments):
-    with pytest.raises(BadInput, match="can't be used. Give "):
-        Classes(*arguments)
 
 
 def write_classes(folder: Path, names: str, values: tuple[int, ...] = (0, 1, 2, 255), size=(32, 48)) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from dataset import CarvanaDataset, EpochBatches
 from support.errors import BadInput
 from support.pairs import find_pairs
-from support.reading import Reading, read_image, read_mask
+from support.reading import Reading
 
 
 def test_item_is_what_the_tutorial_gives(tmp_path):
@@ -59,121 +59,6 @@ def test_unpaired_images_are_refused_by_name(tmp_path):
     (tmp_path / "m/b_mask.gif").unlink()
     with pytest.raises(BadInput, match=r"b\.jpg: no mask in .*tried b_mask and b, ending in \.gif \.png"):
         find_pairs(tmp_path / "i", tmp_path / "m")
-
-
-MASK = np.array([[0, 0, 1], [1, 0, 1]], np.uint8)
-
-
-def palette_mask(indices: np.ndarray, colours: list[int]) -> Image.Image:
-    picture = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
-    picture.putpalette(colours)
-    return picture
-
-
-@pytest.mark.parametrize(
-    "name, picture",
-    [
-        ("zero_one.png", Image.fromarray(MASK)),
-        ("zero_255.png", Image.fromarray(MASK * 255)),
-        ("one_bit.png", Image.fromarray(MASK.astype(bool))),
-        ("rgb.png", Image.fromarray(MASK * 255).convert("RGB")),
-        ("rgba.png", Image.fromarray(MASK * 255).convert("RGBA")),
-        ("smooth.png", Image.fromarray(np.where(MASK, 140, 110).astype(np.uint8))),
-        ("sixteen_bit.png", Image.fromarray(MASK.astype(np.uint16) * 65535)),
-        ("carvana.gif", palette_mask(MASK, [0, 0, 0, 255, 255, 255])),
-        ("white_first.gif", palette_mask(1 - MASK, [255, 255, 255, 0, 0, 0])),
-        ("voc.png", palette_mask(MASK, [0, 0, 0, 128, 0, 0])),
-    ],
-)
-def test_every_way_to_write_a_mask(tmp_path, name, picture):
-    picture.save(tmp_path / name)
-    np.testing.assert_array_equal(read_mask(tmp_path / name), MASK)
-
-
-@pytest.mark.parametrize(
-    "picture, finding",
-    [
-        (Image.fromarray(MASK * 3), "values up to 3, 2 in all"),
-        (Image.fromarray(MASK.astype(np.uint16) * 1000), "values up to 1000, where white has 65535"),
-        (Image.fromarray(np.stack([MASK * 255, MASK * 0, MASK * 0], -1)), "a mask in colour"),
-        (palette_mask(1 - MASK, [128, 0, 0, 0, 0, 0]), "a palette in colour, whose black is number 1"),
-        (
-            Image.fromarray(np.stack([MASK * 0, MASK * 255], -1)),
-            "of one colour, with its shape in the alpha",
-        ),
-    ],
-)
-def test_masks_with_other_meanings_are_refused(tmp_path, picture, finding):
-    picture.save(tmp_path / "mask.png")
-    with pytest.raises(BadInput, match=rf"mask\.png: {finding}"):
-        read_mask(tmp_path / "mask.png")
-
-
-def test_broken_files_are_named(tmp_path):
-    write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
-    whole = (tmp_path / "i/a.jpg").read_bytes()
-    for content in (b"", b"<html>404</html>", whole[: len(whole) // 2]):
-        (tmp_path / "i/a.jpg").write_bytes(content)
-        with pytest.raises(BadInput, match=r"a\.jpg: can't be read as an image"):
-            read_image(tmp_path / "i/a.jpg", Reading((16, 24)))
-    mask = tmp_path / "m/a_mask.gif"
-    mask.write_bytes(mask.read_bytes()[:12])
-    with pytest.raises(BadInput, match=r"a_mask\.gif: can't be read as an image \(damaged or cut short\)"):
-        read_mask(mask)
-
-
-def test_image_modes_become_rgb(tmp_path):
-    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    expected = np.repeat(gray[..., None], 3, axis=2)
-    Image.fromarray(gray).save(tmp_path / "gray.png")
-    Image.fromarray(gray.astype(np.uint16) * 256).save(tmp_path / "sixteen.png")
-    Image.fromarray(np.dstack([expected, gray])).save(tmp_path / "alpha.png")
-    for name in ("gray.png", "sixteen.png", "alpha.png"):
-        np.testing.assert_array_equal(read_image(tmp_path / name), expected)
-
-
-def test_exif_orientation_is_applied_at_every_decoding_scale(tmp_path):
-    image = np.zeros((320, 640, 3), np.uint8)
-    image[:, :320] = 255  # the left half is white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise: the left becomes the top
-    Image.fromarray(image).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    full, small = read_image(tmp_path / "turned.jpg"), read_image(tmp_path / "turned.jpg", Reading((64, 32)))
-    assert full.shape == (640, 320, 3) and small.shape == (64, 32, 3)
-    assert full[:300].mean() > 250 and full[340:].mean() < 5
-    assert small[:30].mean() > 250 and small[34:].mean() < 5
-
-
-@pytest.mark.parametrize("size", [(20, 30), (60, 30), (15, 90), (30, 45), (25, 30), (20, 31), (59, 89), (1, 1)])
-@pytest.mark.parametrize("values", [(0, 1), (0, 255), (254, 255), (255, 0)])
-def test_scaled_mask_covers_at_least_half_of_each_pixel(tmp_path, size, values):
-    rng = np.random.default_rng(0)
-    picture = np.where(rng.random((60, 90)) < 0.5, *values).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "mask.png")
-    mask = read_mask(tmp_path / "mask.png", Reading(size))
-    foreground = (picture >= (128 if picture.max() > 1 else 1)).astype(np.float32)
-    areas = np.asarray(Image.fromarray(foreground).resize(size[::-1], Image.Resampling.BOX))
-    clear = np.abs(areas - 0.5) > 0.005  # beyond the rounding to 8 bits
-    np.testing.assert_array_equal(mask[clear], (areas >= 0.5)[clear])
-    if 60 % size[0] == 0 and 90 % size[1] == 0:
-        areas = foreground.reshape(size[0], 60 // size[0], size[1], 90 // size[1]).mean((1, 3))
-        np.testing.assert_array_equal(mask, areas >= 0.5)
-
-
-@pytest.mark.parametrize("size", [(160, 240), (80, 120), (128, 192), (200, 300), (256, 256), (512, 768)])
-def test_reduced_decoding_equals_full_decoding_and_area_averaging(carvana, size):
-    for path in sorted((carvana / "train_images").iterdir())[:3]:
-        full = Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BOX)
-        difference = np.abs(read_image(path, Reading(size)).astype(int) - np.asarray(full))
-        assert difference.mean() <= 1
-
-
-def test_real_masks_are_zero_and_one_at_both_sizes(carvana):
-    path = sorted((carvana / "train_masks").iterdir())[0]
-    full, small = read_mask(path), read_mask(path, Reading((160, 240)))
-    assert full.shape == (1280, 1918) and small.shape == (160, 240)
-    np.testing.assert_array_equal(full, np.asarray(Image.open(path).convert("L")) // 255)
-    assert set(np.unique(small)) == {0, 1} and abs(full.mean() - small.mean()) < 1e-3
 
 
 def test_mask_and_image_stay_aligned_through_augmentation(tmp_path):

@@ -19,12 +19,11 @@ from support.preparation import prepare
 from support.reading import Reading, read_mask
 
 ROOT = Path(__file__).parent.parent
-ROOT = Path(__file__).parent.parent
-SIZE = (16, 24)
+SMALL = Reading((16, 24))
 
 
-def dataset_of(folder: Path, size: tuple[int, int] = SIZE) -> CarvanaDataset:
-    dataset = CarvanaDataset(folder / "i", folder / "m", reading=Reading(size))
+def dataset_of(folder: Path, reading: Reading = SMALL) -> CarvanaDataset:
+    dataset = CarvanaDataset(folder / "i", folder / "m", reading=reading)
     dataset.use_cache(folder / "cache")
     return dataset
 
@@ -41,23 +40,24 @@ def replace_unnoticed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [3, 40])  # in this process, and by several
-def test_a_cached_item_equals_a_read_one(tmp_path, count):
+def test_one_pass_gives_metadata_and_records_and_a_later_run_decodes_nothing(tmp_path, count):
     write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
-    cached, plain = dataset_of(tmp_path), CarvanaDataset(tmp_path / "i", tmp_path / "m", reading=Reading(SIZE))
+    plain, cached = CarvanaDataset(tmp_path / "i", tmp_path / "m", reading=SMALL), dataset_of(tmp_path)
     assert cached.records is not None and len(caches(tmp_path)) == 2
     for index in range(count):
         for array, other in zip(cached.read(index), plain.read(index), strict=True):
             np.testing.assert_array_equal(array, other)
             assert array.dtype == other.dtype
-
-
-def test_a_later_run_finds_it_and_decodes_nothing(tmp_path):
-    write_pairs(tmp_path / "i", tmp_path / "m", ["a", "b"])
-    first = dataset_of(tmp_path)[1]
-    for file in ("i/b.jpg", "m/b_mask.gif"):
-        replace_unnoticed(tmp_path / file)
-    second = dataset_of(tmp_path)[1]
-    assert all(np.array_equal(array, other) for array, other in zip(first, second, strict=True))
+    first = prepare(tmp_path / "i", tmp_path / "m", SMALL, tmp_path / "cache")
+    metadata, masks = first.metadata.values(), [mask for _, mask in plain.pairs]
+    assert [m.foreground for m in metadata] == pytest.approx([read_mask(mask).mean() for mask in masks])
+    assert [m.scaled_foreground for m in metadata] == pytest.approx([read_mask(m, SMALL).mean() for m in masks])
+    assert {m.size for m in metadata} == {(64, 96)} and len({m.digest for m in metadata}) == count
+    for path in plain.pairs[1]:
+        replace_unnoticed(path)
+    second = prepare(tmp_path / "i", tmp_path / "m", SMALL, tmp_path / "cache")
+    assert second.metadata == first.metadata
+    assert all(np.array_equal(a, b) for a, b in zip(first.records[1], second.records[1], strict=True))
 
 
 def test_a_change_of_files_size_or_version_makes_it_anew(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_a_change_of_files_size_or_version_makes_it_anew(tmp_path, monkeypatch):
     names.append(caches(tmp_path))
     assert all(len(name) == 2 for name in names) and len({name[0] for name in names}) == 4
 
-    dataset_of(tmp_path, size=(8, 12))  # another size stands beside it
+    dataset_of(tmp_path, Reading((8, 12)))  # another size stands beside it
     assert len(caches(tmp_path)) == 4
 
 
@@ -94,7 +94,7 @@ def test_without_room_it_goes_on_without(tmp_path, monkeypatch, capsys):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
     monkeypatch.setattr(preparation, "SPARE_BYTES", 2**62)
     dataset = dataset_of(tmp_path)
-    assert dataset.records is None and dataset[0][0].shape == (*SIZE, 3)
+    assert dataset.records is None and dataset[0][0].shape == (16, 24, 3)
     assert "no room for" in capsys.readouterr().err
 
 
@@ -134,27 +134,9 @@ def test_a_signal_while_files_are_read_leaves_no_process(tmp_path, number):
     assert found and not any(Path("/proc", child).is_dir() for child in found)
 
 
-@pytest.mark.parametrize("count", [2, 40])
-def test_one_pass_gives_metadata_and_records_and_is_remembered(tmp_path, count):
-    write_pairs(tmp_path / "i", tmp_path / "m", [f"x{number:02d}" for number in range(count)])
-    plain = CarvanaDataset(tmp_path / "i", tmp_path / "m", reading=Reading(SIZE))
-    expected, shares = plain.read(1), [read_mask(mask).mean() for _, mask in plain.pairs]
-    first = prepare(tmp_path / "i", tmp_path / "m", Reading(SIZE), tmp_path / "cache")
-    assert [m.foreground for m in first.metadata.values()] == pytest.approx(shares)
-    scaled = [read_mask(mask, Reading(SIZE)).mean() for _, mask in plain.pairs]
-    assert [m.scaled_foreground for m in first.metadata.values()] == pytest.approx(scaled)
-    assert {m.size for m in first.metadata.values()} == {(64, 96)}
-    assert len({m.digest for m in first.metadata.values()}) == count
-    for path in plain.pairs[1]:
-        replace_unnoticed(path)
-    second = prepare(tmp_path / "i", tmp_path / "m", Reading(SIZE), tmp_path / "cache")
-    assert second.metadata == first.metadata
-    assert all(np.array_equal(array, other) for array, other in zip(expected, second.records[1], strict=True))
-
-
 def test_a_cache_folder_that_cannot_be_written_is_warned_of(tmp_path, capsys):
     write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
     (tmp_path / "file").touch()
-    found = prepare(tmp_path / "i", tmp_path / "m", Reading(SIZE), tmp_path / "file/cache")
+    found = prepare(tmp_path / "i", tmp_path / "m", SMALL, tmp_path / "file/cache")
     assert found.records is None and len(found.metadata) == 1
     assert "warning: " in (error := capsys.readouterr().err) and "can't be written to" in error

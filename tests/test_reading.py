@@ -3,97 +3,169 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
+from conftest import write_pairs
 from PIL import Image
 
-from prepare_data import check
 from support.errors import BadInput
-from support.reading import Classes, Reading, read_image, read_mask
+from support.reading import Classes, Reading, image_size, read_image, read_mask
 
-RGB = np.random.default_rng(0).integers(0, 255, (12, 20, 3)).astype(np.uint8)
+BYTES = np.random.default_rng(0).integers(0, 256, (48, 64, 8)).astype(np.uint8)
+RGB = BYTES[..., :3]
 
 
-def write_tiff(path: Path, pixels: np.ndarray, photometric: int, sample_format: int = 1) -> None:
-    """A sound little-endian TIFF of one uncompressed strip, of any number of bands: Pillow writes few of them."""
-    height, width, bands = pixels.shape
-    data = pixels.tobytes()
-    tags = {256: [width], 257: [height], 258: [pixels.itemsize * 8] * bands, 259: [1], 262: [photometric]}
-    tags |= {273: [0], 277: [bands], 278: [height], 279: [len(data)], 339: [sample_format] * bands}
-    tags |= {338: [0] * (bands - 3)} if bands > 3 else {}
-    start = 8 + 2 + 12 * len(tags) + 4
-    extra, entries = b"", b""
-    tags[273] = [start + sum(2 * len(values) for values in tags.values() if len(values) > 2)]
-    for tag, values in sorted(tags.items()):
-        raw = struct.pack(f"<{len(values)}H", *values)
-        place = struct.pack("<I", start + len(extra))
-        extra += raw if len(raw) > 4 else b""
-        entries += struct.pack("<HHI", tag, 3, len(values)) + (place if len(raw) > 4 else raw.ljust(4, b"\0"))
-    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + extra + data)
+def write_tiff(path: Path, pixels: np.ndarray, planar: bool = False, **more) -> Path:
+    """A TIFF of (H, W, N), as GDAL writes it: with `planar`, one band after the other."""
+    several = {"planarconfig": "separate" if planar else "contig"} if pixels.shape[2] > 1 else {}
+    pixels = np.moveaxis(pixels, 2, 0) if planar and several else pixels
+    settings = {"photometric": "minisblack", **several, **more}
+    tifffile.imwrite(path, pixels if several else pixels[..., 0], **settings)
+    return path
+
+
+# Images
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path):
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = np.repeat(gray[..., None], 3, axis=2)
+    for picture in (
+        Image.fromarray(gray),
+        Image.fromarray(gray.astype(np.uint16) * 256),
+        Image.fromarray(np.dstack([expected, gray])),
+        Image.fromarray(np.dstack([gray, gray[::-1]]), "LA"),
+        Image.fromarray(gray).convert("P"),
+    ):
+        picture.save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+    Image.fromarray(RGB).save(tmp_path / "a.jpg")
+    gray = np.asarray(Image.open(tmp_path / "a.jpg").convert("L"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", Reading(channels=1)), gray[..., None])
+    Image.fromarray(BYTES[..., :4]).save(tmp_path / "four.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "four.png", Reading(channels=4)), BYTES[..., :4])
+    Image.fromarray(np.full((160, 160, 3), 3, np.uint8)).save(tmp_path / "dark.tif")  # 8 bits, whatever its width
+    assert read_image(tmp_path / "dark.tif").max() == 3
+
+
+@pytest.mark.parametrize("planar", [False, True], ids=["chunky", "planar"])
+@pytest.mark.parametrize("bands", [1, 2, 4, 8])
+def test_each_band_is_read_and_scaled_as_those_of_rgb_are(tmp_path, bands, planar):
+    pixels = BYTES[..., :bands]
+    tiled = {"tile": (16, 16), "compression": "zlib", "predictor": True}
+    files = [
+        write_tiff(tmp_path / "bytes.tif", pixels, planar),
+        write_tiff(tmp_path / "deep.tif", pixels.astype(np.uint16) * 257, planar, byteorder=">", **tiled),
+        write_tiff(tmp_path / "twelve.tif", pixels.astype(np.uint16) << 4, planar),
+    ]
+    for file, highest in zip(files, (65535, 65535, 4095), strict=True):
+        np.testing.assert_array_equal(read_image(file, Reading(channels=bands, highest=highest)), pixels)
+        assert image_size(file) == (48, 64)
+        for size in ((24, 20), (96, 64)):
+            scaled = read_image(file, Reading(size, channels=bands, highest=highest))
+            for band in range(bands):
+                Image.fromarray(np.dstack([BYTES[..., band]] * 3)).save(tmp_path / "rgb.png")
+                expected = read_image(tmp_path / "rgb.png", Reading(size))[..., 0]
+                np.testing.assert_array_equal(scaled[..., band], expected)
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+@pytest.mark.parametrize("planar", [False, True], ids=["chunky", "planar"])
+def test_rgb_with_16_bits_is_read_right_in_every_layout(tmp_path, planar, photometric):
+    """Pillow makes rubbish of planes with 16 bits, and keeps but the upper 8 of colours, which 12 bits lack."""
+    deep = write_tiff(tmp_path / "deep.tif", RGB.astype(np.uint16) * 257, planar, photometric=photometric)
+    twelve = write_tiff(tmp_path / "twelve.tif", RGB.astype(np.uint16) << 4, planar, photometric=photometric)
+    cv2.imwrite(str(png := tmp_path / "twelve.png"), RGB[..., ::-1].astype(np.uint16) << 4)
+    np.testing.assert_array_equal(read_image(deep), RGB)
+    gray = np.asarray(Image.fromarray(RGB).convert("L"))
+    np.testing.assert_array_equal(read_image(deep, Reading(channels=1))[..., 0], gray)
+    for file in (twelve, png):
+        np.testing.assert_array_equal(read_image(file, Reading(highest=4095)), RGB)
+        with pytest.raises(BadInput, match="16 bits, of which it uses the lower 12 .* --RANGE 4095"):
+            read_image(file)
+    mask = np.dstack([(RGB[..., 0] > 99).astype(np.uint16) * 65535] * 3)
+    file = write_tiff(tmp_path / "m.tif", mask, planar, photometric="rgb")
+    np.testing.assert_array_equal(read_mask(file), mask[..., 0] > 0)
 
 
 @pytest.mark.parametrize(
-    "pixels, photometric, sample_format, layout",
+    "pixels, reading, words",
     [
-        (np.dstack([RGB, RGB[..., :1]]), 1, 1, "4 bands, where IN_CHANNELS is 3"),
-        (np.dstack([RGB] * 2 + [RGB[..., :2]]).astype(np.uint16), 1, 1, "8 bands, where IN_CHANNELS is 3"),
-        ((RGB / 255).astype(np.float32), 2, 3, "pixels of type float32"),
-        (RGB[..., :2].astype(np.uint16) * 257, 1, 1, "2 bands, where IN_CHANNELS is 3"),
+        (BYTES.astype(np.float32), Reading(channels=8), "pixels of type float32"),
+        (RGB.astype(np.float32), Reading(), "pixels of type float32"),
+        (BYTES, Reading(channels=5), "8 bands, where IN_CHANNELS is 5. .* --IN_CHANNELS 8"),
+        (BYTES.astype(np.uint16), Reading(), "8 bands, where IN_CHANNELS is 3. .* --IN_CHANNELS 8"),
+        (BYTES[..., :4], Reading(), "4 bands, where IN_CHANNELS is 3"),  # the fourth may be infrared
+        (BYTES.astype(np.uint16) << 4, Reading(channels=8), "the lower 12 or fewer. .* --RANGE 4095"),
+        (BYTES.astype(np.uint16) << 4, Reading(channels=8, highest=4000), "up to 4080, where RANGE is 4000"),
     ],
 )
-def test_a_sound_file_of_an_unknown_layout_is_named(tmp_path, pixels, photometric, sample_format, layout):
-    write_tiff(tmp_path / "a.tif", pixels, photometric, sample_format)
-    with pytest.raises(BadInput, match=layout):
-        read_image(tmp_path / "a.tif")
-    data = (tmp_path / "a.tif").read_bytes()
-    (tmp_path / "cut.tif").write_bytes(data[:20])
-    with pytest.raises(BadInput, match="cut.tif: can.t be read as an image"):
-        read_image(tmp_path / "cut.tif")
+def test_what_cannot_be_read_of_a_tiff_is_named(tmp_path, pixels, reading, words):
+    file = write_tiff(tmp_path / "a.tif", pixels)
+    with pytest.raises(BadInput, match=f"a.tif: .*{words}") as refusal:
+        read_image(file, reading)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(BadInput, match="a.tif: "):
+        read_mask(file)
+    for length in (20, 2000):
+        file.write_bytes(file.read_bytes()[:length])
+        with pytest.raises(BadInput, match="a.tif: can't be read as an image"):
+            read_image(file, reading)
 
 
-def test_a_tiff_of_three_bands_is_rgb(tmp_path):
-    write_tiff(tmp_path / "rgb.tif", RGB, 2)
-    write_tiff(tmp_path / "deep.tif", RGB.astype(np.uint16) * 257, 2)
-    write_tiff(tmp_path / "gray.tif", RGB.astype(np.uint16) * 257, 1)
-    write_tiff(tmp_path / "four.tif", np.dstack([RGB, RGB[..., :1]]), 2)
-    for name in ("rgb", "deep", "gray", "four"):
-        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.tif"), RGB)
+def test_stacks_previews_and_codecs(tmp_path):
+    settings = {"photometric": "minisblack", "planarconfig": "contig"}
+    with tifffile.TiffWriter(tmp_path / "preview.tif") as file:
+        file.write(BYTES, **settings), file.write(BYTES[::2, ::2], subfiletype=1, **settings)
+    np.testing.assert_array_equal(read_image(tmp_path / "preview.tif", Reading(channels=8)), BYTES)
+    tifffile.imwrite(tmp_path / "stack.tif", np.moveaxis(BYTES, 2, 0), photometric="minisblack")
+    for channels in (3, 8):
+        with pytest.raises(BadInput, match="stack.tif: holds 8 images"):
+            read_image(tmp_path / "stack.tif", Reading(channels=channels))
+    Image.fromarray(BYTES[..., :2], "LA").save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    if not find_spec("imagecodecs"):
+        with pytest.raises(BadInput, match="lzw.tif: .*LZW.* pip install tifffile imagecodecs"):
+            read_image(tmp_path / "lzw.tif", Reading(channels=2))
 
 
-def test_pages_of_a_stack_are_refused(tmp_path):
-    page = Image.fromarray(RGB)
-    page.save(tmp_path / "stack.tif", save_all=True, append_images=[page, page])
-    with pytest.raises(BadInput, match="stack.tif: holds 3 images. Save the one that counts by itself"):
-        read_image(tmp_path / "stack.tif")
-
-
-@pytest.mark.parametrize("most", [520, 4095])
-def test_12_bits_in_16_are_refused_and_not_made_black(tmp_path, most):
+def test_a_gray_image_of_12_bits_is_not_made_black(tmp_path):
     """A factor for each file would give each another brightness; the whole set has to be stretched alike."""
-    values = np.linspace(0, most, 240).reshape(12, 20).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "gray.png")
-    write_tiff(tmp_path / "rgb.tif", np.dstack([values] * 3), 2)
-    for name in ("gray.png", "rgb.tif"):
-        with pytest.raises(BadInput, match=f"{name}: 16 bits, of which it uses the lower 12 or fewer. Stretch all"):
-            read_image(tmp_path / name)
-    full = (values.astype(float) * 65535 / most).astype(np.uint16)
+    values = np.linspace(0, 520, 240).reshape(12, 20)
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "gray.png")
+    with pytest.raises(BadInput, match="gray.png: 16 bits, of which it uses the lower 12 or fewer"):
+        read_image(tmp_path / "gray.png")
+    full = (values * 65535 / 520).astype(np.uint16)
     Image.fromarray(full).save(tmp_path / "gray.png")
     np.testing.assert_array_equal(read_image(tmp_path / "gray.png")[..., 0], full >> 8)
 
 
-def test_a_mask_of_0_and_1_in_a_jpeg_does_not_become_background(tmp_path):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[8:40, 16:48] = 1
-    Image.fromarray(mask).save(tmp_path / "exact.jpg", quality=100, subsampling=0)
-    np.testing.assert_array_equal(read_mask(tmp_path / "exact.jpg"), mask)  # nothing was lost in this one
-    blurred = mask.copy()
-    blurred[20:24, 20:24] = 2  # as its ringing leaves them
-    Image.fromarray(blurred).save(tmp_path / "blurred.jpg", quality=100, subsampling=0)
-    with pytest.raises(BadInput, match="a JPEG with values up to [2-9], .* Save it as PNG"):
-        read_mask(tmp_path / "blurred.jpg")
+def test_every_orientation_is_brought_upright_at_every_decoding_scale(tmp_path):
+    upright = {1: BYTES, 2: BYTES[:, ::-1], 3: BYTES[::-1, ::-1], 4: BYTES[::-1], 5: BYTES.swapaxes(0, 1)}
+    upright |= {
+        6: BYTES[::-1].swapaxes(0, 1),
+        7: BYTES[::-1, ::-1].swapaxes(0, 1),
+        8: BYTES[:, ::-1].swapaxes(0, 1),
+    }
+    large = np.kron(RGB[:4, :8], np.ones((80, 80, 1), np.uint8))
+    for orientation, expected in upright.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name in ("a.png", "a.tif"):
+            Image.fromarray(RGB).save(tmp_path / name, exif=exif)
+            np.testing.assert_array_equal(read_image(tmp_path / name), expected[..., :3])
+            assert image_size(tmp_path / name) == expected.shape[:2]
+        eight = write_tiff(tmp_path / "eight.tif", BYTES, extratags=[(274, 3, 1, orientation, True)])
+        np.testing.assert_array_equal(read_image(eight, Reading(channels=8)), expected)
+        Image.fromarray(large).save(tmp_path / "a.jpg", exif=exif, quality=95)
+        full = read_image(tmp_path / "a.jpg")
+        size = tuple(side // 10 for side in full.shape[:2])
+        small = np.asarray(Image.fromarray(full).resize(size[::-1], Image.Resampling.BOX)).astype(int)
+        assert abs(read_image(tmp_path / "a.jpg", Reading(size)) - small).mean() < 2
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -102,73 +174,182 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def png_with(*chunks: bytes) -> bytes:
     """RGB as a PNG with these chunks before its pixels."""
-    buffer = io.BytesIO()
-    Image.fromarray(RGB).save(buffer, "PNG")
-    data = buffer.getvalue()
-    return data[:33] + b"".join(chunks) + data[33:]
-
-
-TIFF_ORIENTATION = b"II*\0\x08\0\0\0" + struct.pack("<H", 2) + struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)
-BAD_RATIONAL = struct.pack("<HHII", 0x011A, 5, 1, 2**31) + bytes(4)  # its value lies far behind the end
+    Image.fromarray(RGB).save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()[:33] + b"".join(chunks) + buffer.getvalue()[33:]
 
 
 @pytest.mark.parametrize(
-    "chunks",
+    "extra",
     [
-        [chunk(b"tEXt", b"Comment\0" + b"x" * 2**21)],
-        [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2**24))],
-        [chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**21)))],
-        [chunk(b"eXIf", b"nothing of the kind")],
+        chunk(b"tEXt", b"Comment\0" + b"x" * 2**21),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2**24)),
+        chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**21))),
+        chunk(b"eXIf", b"nothing of the kind"),
     ],
     ids=["long text", "compressed text", "large profile", "no Exif"],
 )
-def test_broken_metadata_leaves_the_pixels_of_a_png_alone(tmp_path, chunks):
-    (tmp_path / "a.png").write_bytes(png_with(*chunks))
+def test_long_or_broken_metadata_leaves_the_pixels_of_a_png_alone(tmp_path, extra):
+    (tmp_path / "a.png").write_bytes(png_with(extra))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read")  # of the test's own Image.open
-@pytest.mark.parametrize("as_file", [lambda exif: png_with(chunk(b"eXIf", exif)), None], ids=["PNG", "JPEG"])
-def test_a_bad_rational_beside_an_orientation_leaves_that_in_force(tmp_path, as_file: Callable | None):
-    exif = TIFF_ORIENTATION + BAD_RATIONAL
-    if as_file is None:
-        buffer = io.BytesIO()
-        Image.fromarray(RGB).save(buffer, "JPEG", quality=100, exif=b"Exif\0\0" + exif)
-        upright = np.asarray(Image.open(buffer))
-        data = buffer.getvalue()
-    else:
-        data, upright = as_file(exif), RGB
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_bad_rational_beside_an_orientation_leaves_that_in_force(tmp_path, kind):
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 2) + struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)
+    exif += struct.pack("<HHII", 0x011A, 5, 1, 2**31) + bytes(4)  # its value lies far behind the end
+    data, upright = png_with(chunk(b"eXIf", exif)), RGB
+    if kind == "JPEG":
+        Image.fromarray(RGB).save(buffer := io.BytesIO(), "JPEG", quality=100, exif=b"Exif\0\0" + exif)
+        data, upright = buffer.getvalue(), np.asarray(Image.open(buffer))
     (tmp_path / "a.img").write_bytes(data)
     np.testing.assert_array_equal(read_image(tmp_path / "a.img"), upright[::-1, ::-1])
 
 
-def test_every_orientation_is_brought_upright(tmp_path):
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        for ending in (".png", ".tif"):
-            Image.fromarray(RGB).save(tmp_path / f"a{ending}", exif=exif)
-            expected = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1]}
-            expected |= {5: RGB.swapaxes(0, 1), 6: RGB[::-1].swapaxes(0, 1)}
-            expected |= {7: RGB[::-1, ::-1].swapaxes(0, 1), 8: RGB[:, ::-1].swapaxes(0, 1)}
-            np.testing.assert_array_equal(read_image(tmp_path / f"a{ending}"), expected[orientation])
+def test_broken_files_are_named(tmp_path):
+    write_pairs(tmp_path / "i", tmp_path / "m", ["a"])
+    image, mask = tmp_path / "i/a.jpg", tmp_path / "m/a_mask.gif"
+    whole = image.read_bytes()
+    for content in (b"", b"<html>404</html>", whole[: len(whole) // 2]):
+        image.write_bytes(content)
+        with pytest.raises(BadInput, match=r"a\.jpg: can't be read as an image"):
+            read_image(image, Reading((16, 24)))
+    mask.write_bytes(mask.read_bytes()[:12])
+    with pytest.raises(BadInput, match=r"a_mask\.gif: can't be read as an image"):
+        read_mask(mask)
 
 
-def test_palettes_that_give_a_colour_two_numbers_are_refused(tmp_path):
-    (tmp_path / "images").mkdir(), (tmp_path / "masks").mkdir()
-    red, blue = (255, 0, 0), (0, 0, 255)
-    for name, palette in (("a", (red, blue)), ("b", (red, blue)), ("c", (blue, red))):
-        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 255, (32, 48, 3)).astype(np.uint8)).save(
-            tmp_path / f"images/{name}.png"
-        )
-        mask = Image.fromarray(np.arange(3, dtype=np.uint8).repeat(512).reshape(32, 48))
-        mask.putpalette([0, 0, 0, *palette[0], *palette[1]])
-        mask.save(tmp_path / f"masks/{name}.png")
-        assert set(np.unique(read_mask(tmp_path / f"masks/{name}.png", Reading(classes=Classes(3))))) == {0, 1, 2}
-        folders = str(tmp_path / "images"), str(tmp_path / "masks")
-        if name != "c":
-            check(folders, (32, 48), "", num_classes=3)
-    with pytest.raises(
-        BadInput, match="c.png: its palette differs from that of other masks: #0000ff is number 1, and in a"
-    ):
-        check(folders, (32, 48), "", num_classes=3)
+@pytest.mark.parametrize("size", [(160, 240), (128, 192), (256, 256), (512, 768)])
+def test_reduced_decoding_equals_full_decoding_and_area_averaging(carvana, size):
+    for path in sorted((carvana / "train_images").iterdir())[:3]:
+        full = Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BOX)
+        assert np.abs(read_image(path, Reading(size)).astype(int) - np.asarray(full)).mean() <= 1
+
+
+# Masks
+
+
+MASK = np.array([[0, 0, 1], [1, 0, 1]], np.uint8)
+NUMBERS = np.array([[0, 1, 2, 255], [2, 1, 0, 0]], np.uint8)
+GRAYS = np.repeat(np.arange(255, -1, -1, np.uint8)[:, None], 3, 1)
+
+
+def palette(indices: np.ndarray, colours: list[int] | np.ndarray) -> Image.Image:
+    picture = Image.fromarray(indices)
+    picture.putpalette(np.asarray(colours).ravel().tolist())
+    return picture
+
+
+@pytest.mark.parametrize(
+    "name, picture",
+    [
+        ("zero_one.png", Image.fromarray(MASK)),
+        ("zero_255.png", Image.fromarray(MASK * 255)),
+        ("one_bit.png", Image.fromarray(MASK.astype(bool))),
+        ("rgb.png", Image.fromarray(MASK * 255).convert("RGB")),
+        ("rgba.png", Image.fromarray(MASK * 255).convert("RGBA")),
+        ("smooth.png", Image.fromarray(np.where(MASK, 140, 110).astype(np.uint8))),
+        ("sixteen_bit.png", Image.fromarray(MASK.astype(np.uint16) * 65535)),
+        ("carvana.gif", palette(MASK, [0, 0, 0, 255, 255, 255])),
+        ("white_first.gif", palette(1 - MASK, [255, 255, 255, 0, 0, 0])),
+        ("voc.png", palette(MASK, [0, 0, 0, 128, 0, 0])),
+    ],
+)
+def test_every_way_to_write_a_mask(tmp_path, name, picture):
+    picture.save(tmp_path / name)
+    np.testing.assert_array_equal(read_mask(tmp_path / name), MASK)
+
+
+@pytest.mark.parametrize(
+    "name, picture",
+    [
+        ("gray.png", Image.fromarray(NUMBERS)),
+        ("palette.png", palette(NUMBERS, np.arange(768) % 251)),
+        ("gray_palette.png", palette(NUMBERS, GRAYS)),
+        ("palette.gif", palette(NUMBERS, np.arange(768) % 251)),
+        ("sixteen.png", Image.fromarray(NUMBERS.astype(np.uint16))),
+        ("rgb.png", Image.fromarray(np.dstack([NUMBERS] * 3))),
+    ],
+)
+def test_every_way_to_write_class_numbers(tmp_path, name, picture):
+    picture.save(tmp_path / name, optimize=False)  # else a GIF gets other numbers
+    np.testing.assert_array_equal(read_mask(tmp_path / name, Reading(classes=Classes(3))), NUMBERS)
+
+
+def test_one_bit_is_two_classes_and_another_number_may_be_ignored(tmp_path):
+    Image.fromarray(MASK == 1).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png", Reading(classes=Classes(2))), MASK)
+    Image.fromarray(np.where(NUMBERS == 255, 7, NUMBERS).astype(np.uint8)).save(tmp_path / "seven.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "seven.png", Reading(classes=Classes(3, 7))), NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "picture, classes, finding",
+    [
+        (Image.fromarray(MASK * 3), Classes(), "values up to 3, .* NUM_CLASSES"),
+        (Image.fromarray(NUMBERS % 3), Classes(), "values up to 2, 3 in all, .* NUM_CLASSES"),
+        (Image.fromarray(MASK.astype(np.uint16) * 1000), Classes(), "values up to 1000"),
+        (Image.fromarray(np.stack([MASK * 255, MASK * 0, MASK * 0], -1)), Classes(), "a mask in colour"),
+        (palette(1 - MASK, [128, 0, 0, 0, 0, 0]), Classes(), "a palette in colour, whose black is number 1"),
+        (Image.fromarray(np.stack([MASK * 0, MASK * 255], -1)), Classes(), ".*alpha"),
+        (Image.fromarray(NUMBERS), Classes(2), "the value 2, where classes are 0 to 1 and 255 is ignored"),
+        (Image.fromarray(NUMBERS), Classes(3, 9), "the value 255, where classes are 0 to 2 and 9 is ignored"),
+        (Image.fromarray(NUMBERS.astype(np.uint16) * 200), Classes(3), "values up to 51000"),
+        (Image.fromarray(np.dstack([NUMBERS, NUMBERS * 0, NUMBERS])), Classes(3), "a mask in colour"),
+    ],
+)
+def test_masks_with_other_meanings_are_refused(tmp_path, picture, classes, finding):
+    picture.save(tmp_path / "mask.png")
+    with pytest.raises(BadInput, match=rf"mask\.png: {finding}"):
+        read_mask(tmp_path / "mask.png", Reading(classes=classes))
+
+
+def test_a_jpeg_of_small_numbers_does_not_become_background(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[8:40, 16:48] = 1
+    Image.fromarray(mask).save(tmp_path / "exact.jpg", quality=100, subsampling=0)
+    np.testing.assert_array_equal(read_mask(tmp_path / "exact.jpg"), mask)  # nothing was lost in this one
+    mask[20:24, 20:24] = 2  # as its ringing leaves them
+    Image.fromarray(mask).save(tmp_path / "blurred.jpg", quality=100, subsampling=0)
+    for classes in (Classes(), Classes(3)):
+        with pytest.raises(BadInput, match="blurred.jpg: a JPEG.* PNG"):
+            read_mask(tmp_path / "blurred.jpg", Reading(classes=classes))
+
+
+@pytest.mark.parametrize("size", [(20, 30), (60, 30), (15, 90), (30, 45), (25, 30), (20, 31), (59, 89), (1, 1)])
+@pytest.mark.parametrize("values", [(0, 1), (254, 255), (255, 0)])
+def test_scaled_mask_covers_at_least_half_of_each_pixel(tmp_path, size, values):
+    picture = np.where(np.random.default_rng(0).random((60, 90)) < 0.5, *values).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png", Reading(size))
+    foreground = (picture >= (128 if picture.max() > 1 else 1)).astype(np.float32)
+    areas = np.asarray(Image.fromarray(foreground).resize(size[::-1], Image.Resampling.BOX))
+    clear = np.abs(areas - 0.5) > 1e-6  # beyond rounding
+    np.testing.assert_array_equal(mask[clear], (areas >= 0.5)[clear])
+    if 60 % size[0] == 0 and 90 % size[1] == 0:
+        areas = foreground.reshape(size[0], 60 // size[0], size[1], 90 // size[1]).mean((1, 3))
+        np.testing.assert_array_equal(mask, areas >= 0.5)
+
+
+def test_a_pixel_is_of_the_class_with_most_of_its_area(tmp_path):
+    mask = np.random.default_rng(0).choice(np.array([0, 1, 2, 255], np.uint8), (60, 90), p=(0.3, 0.3, 0.2, 0.2))
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    blocks = mask.reshape(20, 3, 30, 3).transpose(0, 2, 1, 3).reshape(20, 30, 9)
+    areas = np.stack([(blocks == value).sum(-1) for value in (0, 1, 2, 255)], -1)
+    small = read_mask(tmp_path / "m.png", Reading((20, 30), Classes(3)))
+    chosen = np.searchsorted([0, 1, 2, 255], small)[..., None]
+    assert (np.take_along_axis(areas, chosen, -1)[..., 0] == areas.max(-1)).all()
+    assert np.unique(small).tolist() == [0, 1, 2, 255]
+
+
+def test_real_masks_are_zero_and_one_at_both_sizes(carvana):
+    path = sorted((carvana / "train_masks").iterdir())[0]
+    full, small = read_mask(path), read_mask(path, Reading((160, 240)))
+    np.testing.assert_array_equal(full, np.asarray(Image.open(path).convert("L")) // 255)
+    assert set(np.unique(small)) == {0, 1} and abs(full.mean() - small.mean()) < 1e-3
+
+
+@pytest.mark.parametrize("arguments", [(0,), (256,), (3, 2), (3, 256)])
+def test_numbers_of_classes_that_mean_nothing(arguments):
+    with pytest.raises(BadInput, match="can't be used. Give "):
+        Classes(*arguments)
