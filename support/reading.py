@@ -201,7 +201,7 @@ def ceiling(mask: np.ndarray, scaled: np.ndarray) -> float:
     if mask.shape == scaled.shape:
         return 1.0
     scores = []
-    for number in set(np.unique(mask).tolist()) - ({0, IGNORED} if mask.any() else set()):
+    for number in {*np.flatnonzero(_count(mask))} - ({0, IGNORED} if mask.any() else set()):
         logits = (scaled == number).astype(np.float32) - 0.5
         predicted, target = cv2.resize(logits, mask.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0, mask == number
         scores.append(2 * (predicted & target).sum() / (predicted.sum() + target.sum()))
@@ -385,7 +385,7 @@ def _to_mask(
             raise BadInput(path, f"values up to {most}, where white has {WHITE}", remedy)
         values = values >> 8
     values = values.astype(np.uint8)
-    counts = np.bincount(values.ravel(), minlength=256)
+    counts = _count(values)
     used = np.flatnonzero(counts)
     gray = colours is None or (colours[used] == colours[used, :1]).all()
     palette = [] if gray else [(colours[index].tobytes().hex(), int(index)) for index in used]
@@ -422,9 +422,13 @@ def _has_flat_areas(gray: np.ndarray, between: np.ndarray) -> bool:
     return bool(np.isin(gray[flat], between).any())
 
 
+def _count(values: np.ndarray) -> np.ndarray:
+    """How many pixels have each of the values 0 to 255: np.unique takes four times as long."""
+    return np.bincount(values.ravel(), minlength=256)
+
+
 def _shares(mask: np.ndarray, classes: Classes) -> list[float]:
-    counts = np.bincount(mask.ravel(), minlength=256)[: max(2, classes.count)]
-    return (counts / mask.size).tolist()
+    return (_count(mask)[: max(2, classes.count)] / mask.size).tolist()
 
 
 def _scale_mask(mask: np.ndarray, size: Size | None) -> np.ndarray:
@@ -432,7 +436,7 @@ def _scale_mask(mask: np.ndarray, size: Size | None) -> np.ndarray:
     if size is None or mask.shape == size:
         return mask
     scaled, most = np.zeros(size, np.uint8), np.zeros(size, np.float32)
-    for number in np.unique(mask):
+    for number in np.flatnonzero(_count(mask)):
         area = np.asarray(_scale(Image.fromarray((mask == number).astype(np.float32)), size))
         scaled[area >= most - 1e-6] = number  # of two classes with half of it each, the second
         most = np.maximum(most, area)

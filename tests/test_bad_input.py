@@ -7,7 +7,6 @@ A case changes a small copy of a data folder with a finished run of one epoch be
 import contextlib
 import ctypes
 import hashlib
-import json
 import multiprocessing
 import os
 import re
@@ -632,48 +631,6 @@ def test_a_files_trouble_in_a_transform_is_told_with_its_name(world):
 
     with pytest.raises(RuntimeError, match=r"the transform failed on .*a\.jpg"):
         CarvanaDataset(world.images, world.masks, transform)[0]
-
-
-ON_THE_COMMAND_LINE = [(1, "empty"), (5, "git-lfs"), (23, "no mask"), (26, "sizes differ"), (29, "classes to 2")]
-ON_THE_COMMAND_LINE += [(46, "missing folder"), (48, "an image in both"), (56, "--BATCHSIZE 8"), (65, "HTML")]
-ON_THE_COMMAND_LINE += [(62, "saved_images is a file")]
-
-
-# Runs train.py as `python train.py ...` does, in a process for each [folder, words], but imports torch only once.
-AS_COMMANDS = """
-import json, os, runpy, sys
-import train
-processes = {}
-for folder, words in json.loads(sys.argv[1]):
-    if not (process := os.fork()):
-        os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(os.open(folder + ".stderr", os.O_WRONLY | os.O_CREAT), 2)
-        sys.argv = [train.__file__, *words]
-        runpy.run_path(train.__file__, run_name="__main__")
-        sys.exit()
-    processes[process] = folder
-print(json.dumps({processes[p]: os.waitstatus_to_exitcode(status) for p, status in (os.wait() for _ in processes)}))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_ten_cases_on_the_command_line(finished, tmp_path):
-    chosen, before, jobs = {}, {}, []
-    for case in (case for case in CASES if (case.number, case.name) in ON_THE_COMMAND_LINE):
-        shutil.copytree(finished, root := tmp_path / f"{case.number}")
-        world = World(root, None, None)
-        jobs.append((str(root), [*world.argv(), *changed(case, world)]))
-        chosen[str(root)], before[str(root)] = case, contents(root)
-    assert len(chosen) == 10
-    command = [sys.executable, "-c", AS_COMMANDS, json.dumps(jobs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    statuses = json.loads(done.stdout)
-    for folder, case in chosen.items():
-        lines = said(Path(f"{folder}.stderr").read_text())
-        assert statuses[folder] == 2 and len(lines) == 1 and re.search(case.says, lines[0]), (case, lines)
-        after = contents(Path(folder))
-        assert {name: after.get(name) for name in before[folder]} == before[folder]
 
 
 def test_every_numbered_case_is_held():
