@@ -129,6 +129,8 @@ def split(
             raise BadInput("--move", "can't be given where files are written anew", "Leave it out")
         pairs = list(plain.samples)
         if any(sample.side for sample in plain.samples.values()):
+            if group:
+                raise BadInput("--group", "says nothing of a set that is split already", "Leave it out")
             groups = {
                 side: [pair for pair in pairs if plain.samples[pair].side == side] for side in ("train", "val")
             }
@@ -163,8 +165,8 @@ def split(
     known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored}
     known |= {"IN_CHANNELS": meaning.get("in_channels"), "RANGE": meaning.get("range")}
     _write_meaning(out, **{key: value for key, value in known.items() if value})
-    words = [*_dir_options(out), "--IMAGE_HEIGHT", str(size[0]), "--IMAGE_WIDTH", str(size[1])]
-    print("to train with them:", shlex.join(["python", "train.py", *words]))
+    seen = f"--CROP {plain.crop}" if plain.crop else f"--IMAGE_HEIGHT {size[0]} --IMAGE_WIDTH {size[1]}"
+    print("to train with them:", shlex.join(["python", "train.py", *_dir_options(out), *seen.split()]))
 
 
 def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tutorial: bool = False) -> None:
@@ -228,6 +230,10 @@ def by_group(
             raise BadInput(f"--group {group}", finding, "Close its parentheses") from error
         pattern = re.compile(re.escape(group))
     groups: dict[str, list[Pair]] = {}
+    example = names.get(pairs[0][0], pairs[0][0].stem)
+    remedy = r"Give what images of one group share, in parentheses: (\d+)_(?:left|right)"
+    if group and not any(pattern.search(names.get(image, image.stem)) for image, _ in pairs):
+        raise BadInput("--group", f"{group} matches no name, such as {example}", remedy)
     for image, mask in pairs:
         name = names.get(image, image.stem)
         if pattern.groups:
@@ -238,11 +244,8 @@ def by_group(
             part = car[1] if (car := CARVANA_NAME.match(image.stem)) else ""
         groups.setdefault(part or name, []).append((image, mask))
     if len(groups) < 2:
-        remedy = "Give more, or another --group"
-        raise BadInput(source, f"one group of {counted(len(pairs), 'image')}", remedy)
+        raise BadInput(source, f"one group of {counted(len(pairs), 'image')}", "Give more, or another --group")
     if group and len(groups) == len(pairs):
-        example = names.get(pairs[0][0], pairs[0][0].stem)
-        remedy = r"Give what images of one group share, in parentheses: (\d+)_(?:left|right)"
         warn("--group", f"{group} puts each image, as {example}, into a group of its own", remedy)
     return groups
 

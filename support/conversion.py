@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -151,6 +152,14 @@ def _from_colours(masks: Sequence[Path], colours: Sequence[Colour]) -> tuple[np.
 
 def _codes(mask: Path) -> np.ndarray:
     return read_values(mask, colour=True).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
+
+
+def look_swapped(images: Sequence[Path], masks: Sequence[Path]) -> bool:
+    """Whether files given as images have the few values of masks, and those given as masks the many of images."""
+    with suppress(BadInput):
+        few, many = ([len(np.unique(_codes(file))) for file in files[:3]] for files in (images, masks))
+        return max(few, default=99) <= 32 < min(many, default=0)
+    return False
 
 
 def classes_written(masks: Sequence[Path], count: int) -> Classes:

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import product
+from itertools import permutations, product
 from typing import NamedTuple
 
 from support.errors import BadInput
@@ -133,6 +133,21 @@ def tell_apart(files: Sequence[str], root: str = "") -> tuple[list[str], list[st
     apart = [best, *(other for other in others if pairs[other] and not pairs[other] & pairs[best])]
     masks = [file for folder in apart for file in by_folder[folder]]
     return images, masks, sorted({*files} - {*images, *masks})
+
+
+def two_folders(files: Sequence[str]) -> list[str]:
+    """Of files in two folders of any names, that of the images and that of the masks, as their files' names tell;
+    nothing of others."""
+    shared = os.path.commonpath([os.path.dirname(file) for file in files])
+    inside: dict[str, list[str]] = {}
+    for file in files:
+        first = os.path.relpath(file, shared or ".").split(os.sep)[:-1][:1]
+        inside.setdefault("/".join(filter(None, [shared, *first])), []).append(file)
+    if len(inside) != 2:
+        return []
+    pairs = {order: match(*map(inside.get, order)).pairs for order in permutations(inside)}
+    best = max(pairs, key=lambda order: len(pairs[order]))
+    return list(best) if pairs[best] else []
 
 
 def side(file: str) -> str:

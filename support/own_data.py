@@ -6,6 +6,7 @@
 
 import os
 import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -18,16 +19,26 @@ import numpy as np
 from tqdm import tqdm
 
 from support.annotations import Annotations, load_annotations
-from support.checks import refusals
-from support.conversion import VALUES, Meaning, Sample, classes_in, classes_written, convert, read_colours
+from support.checks import CEILING, refusals
+from support.conversion import (
+    VALUES,
+    Meaning,
+    Sample,
+    classes_in,
+    classes_written,
+    convert,
+    look_swapped,
+    read_colours,
+)
 from support.errors import BadInput, by_cause, counted, refuse, warn
-from support.layouts import Match, listed, match, plain_names, side, tell_apart
+from support.layouts import Match, listed, match, plain_names, side, tell_apart, two_folders
 from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
 from support.preparation import Prepared, prepare
 from support.reading import IGNORED, WHITE, Classes, Pair, Reading, Size, image_size
 
 OTHER_SUFFIXES = (".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".heif", ".npy", ".dcm", ".svg", ".psd")
-AREA = 160 * 240  # pixels of the size that is suggested
+AREA = 160 * 240  # pixels of the size that is suggested, unless fine detail needs more
+CROP = 256  # pixels of a side, suggested if even 4 * AREA lose too much
 
 
 class Plain(NamedTuple):
@@ -37,6 +48,7 @@ class Plain(NamedTuple):
     prepared: Prepared  # of all of them
     names: list[str]  # of the classes, if they are known
     origins: dict[str, Path]  # of each file in the scratch folder, the user's own
+    crop: int  # pixels of a side of the squares to train on, or 0 for whole images of `prepared.size`
 
 
 def make_plain(
@@ -49,11 +61,23 @@ def make_plain(
     Classes(meaning.num_classes or 1, meaning.ignore_index)  # raises BadInput
     if meaning.ignore_index != IGNORED and meaning.num_classes < 2:
         raise BadInput("--IGNORE_INDEX", f"{meaning.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
+    lists = meaning.train_list or meaning.val_list
+    for option, given, other, beside in (
+        ("--foreground", meaning.foreground, "--colours", meaning.colours),
+        ("--foreground", meaning.foreground, "--NUM_CLASSES", meaning.num_classes > 1),
+        ("--IGNORE_INDEX", meaning.ignore_index != IGNORED, "--colours", meaning.colours),
+        ("--train_list or --val_list", lists, "four folders", len(sources) == 4),
+    ):
+        if given and beside:
+            raise BadInput(option, f"says nothing beside {other}", "Give one of the two")
     samples, bad, unused, names = _find(sources, meaning)
     colours = read_colours(meaning.colours) if meaning.colours else []
     if colours:
         by_number = {colour.number: colour.name for colour in colours if colour.number < IGNORED}
         names = [by_number[number] for number in sorted(by_number)]
+    if names and meaning.num_classes not in ((0, 1, 2) if len(names) < 3 else (0, len(names))):
+        told = f"{meaning.colours or sources[-1]} has {len(names)}: {' '.join(names)}"
+        raise BadInput("NUM_CLASSES", f"{meaning.num_classes}, where {told}", "Leave it out")
     pairs: dict[Pair, Sample] = {}
     origins: dict[str, Path] = {}
     unlisted: Counter[str] = Counter()
@@ -75,7 +99,8 @@ def make_plain(
         raise BadInput(meaning.colours, f"lacks colours of the masks: {told}{more}", remedy)
     if not pairs:
         _tell(bad or [BadInput(sources[0], "nothing that can be used", "Give other folders or lists")], meaning)
-    may_grow, size = not size, size or suggest_size([image_size(image) for image, _ in pairs])
+    sizes = [known for image, _ in pairs if (known := image_size(image))] or [(160, 240)]
+    given, size = size, size or suggest_size(sizes)
     drawn = not isinstance(samples[0].masks, list)
     if drawn or colours:
         classes = classes_written([Path(path) for path in origins if path.endswith(".mask.png")], len(names))
@@ -96,11 +121,14 @@ def make_plain(
             print(f"masks hold the numbers 0 to {classes.count - 1}: NUM_CLASSES is {classes.count}")
             reading = replace(reading, classes=classes)
             prepared = prepare(*folders, reading, cache, scan)
-    shape = median_shape([m.size for m in prepared.metadata.values()] or [size])
-    while may_grow and size[0] < shape[0] and any(e.finding.startswith("too thin") for e in refusals(prepared)):
-        size = tuple(-(-side * 3 // 2) // 16 * 16 for side in size)  # more of thin things is left there
-        prepared = prepare(*folders, replace(reading, size=size), cache, scan)
-    return _without_bad(Plain(pairs, prepared, names, origins), bad, meaning)
+    for area in (2 * AREA, 4 * AREA):
+        if not given and loses_detail(prepared):
+            prepared = prepare(*folders, replace(reading, size=suggest_size(sizes, area)), cache, scan)
+    crop = 0
+    if not given and loses_detail(prepared):
+        crop = min(CROP, max(map(max, sizes)) // 16 * 16)
+        prepared = prepare(*folders, replace(reading, size=None), cache, scan)
+    return _without_bad(Plain(pairs, prepared, names, origins, crop), bad, meaning)
 
 
 def _without_bad(plain: Plain, bad: Sequence[BadInput], meaning: Meaning) -> Plain:
@@ -165,6 +193,9 @@ def _find_side(
         images = [file for file in files if not file.startswith(inside)]
     if not images:
         raise BadInput(root, "no images here", f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}")
+    if root != mask_root and look_swapped([root / i for i in images], [mask_root / m for m in masks]):
+        finding = f"looks like masks, and {mask_root} like images"
+        raise BadInput(root, finding, f"Give {split_command(mask_root, root)}")
     sides = _listed(images, meaning) or {image: side(image) for image in images}
     images, names, unused = list(sides), [], []
     if not masks and (annotations := _annotations(mask_root, {os.path.basename(i): root / i for i in images})):
@@ -220,6 +251,10 @@ def _annotations(source: Path, images: dict[str, Path]) -> Annotations | None:
     return next((annotations for annotations in tried if annotations), None)
 
 
+def split_command(*sources: str | Path) -> str:
+    return shlex.join(["python", "prepare_data.py", "split", *map(str, sources)])
+
+
 def _unpaired(
     root: Path, mask_root: Path, found: Match, images: Sequence[str], masks: Sequence[str]
 ) -> list[BadInput]:
@@ -228,7 +263,14 @@ def _unpaired(
         if not os.path.samefile(root, mask_root):
             return [BadInput(mask_root, "no masks here", "Give the folder that holds them")]
         finding = f"no masks among {counted(len(images), 'image')}"
-        return [BadInput(mask_root, finding, "Give two folders, IMAGES MASKS, or name masks NAME_mask")]
+        remedy = "Give two folders, IMAGES MASKS, or name masks NAME_mask"
+        if folders := two_folders(images):
+            of_each = [[root / image for image in images if image.startswith(f"{f}/")] for f in folders]
+            order = -1 if look_swapped(*of_each) else 1
+            remedy = (
+                f"Give {split_command(*(root / folder for folder in folders[::order]))} if it is images and masks"
+            )
+        return [BadInput(mask_root, finding, remedy)]
     if len(found.unpaired) == len(images):
         finding = f"no mask fits an image: images are called {images[0]}, masks {masks[0]}"
         return [BadInput(mask_root, finding, "Say how masks are called with --mask_name, such as NAME_mask")]
@@ -288,12 +330,11 @@ def median_shape(sizes: Sequence[Size]) -> Size:
     return tuple(round(statistics.median(side)) for side in zip(*sizes, strict=True))
 
 
-def suggest_size(sizes: Sequence[Size | None]) -> Size:
-    """(height, width) to train at: of the median shape, with about AREA pixels or all that it has, in multiples of
-    16 and 32 at the least."""
-    known = [size for size in sizes if size]
-    height, width = median_shape(known) if known else (160, 240)
-    scale = min(1, (AREA / (height * width)) ** 0.5)
+def suggest_size(sizes: Sequence[Size], area: int = AREA) -> Size:
+    """(height, width) to train at: of the median shape, with about `area` pixels or all that it has, in multiples
+    of 16 and 32 at the least."""
+    height, width = median_shape(sizes)
+    scale = min(1, (area / (height * width)) ** 0.5)
     return tuple(max(32, round(side * scale / 16) * 16) for side in (height, width))
 
 
@@ -310,6 +351,13 @@ def describe(plain: Plain) -> str:
     if (ignored := 1 - totals.sum() / pixels) > 5e-4:
         shares += f", ignored {ignored:.1%}"
     (height, width), size = median_shape([m.size for m in metadata]), plain.prepared.reading.size
-    return (
-        f"pixels: {shares}\nmedian shape {width}x{height}; a size to train at: {size[1]}x{size[0]} (width x height)"
-    )
+    advice = f"its detail is too fine for whole images: train on squares, --CROP {plain.crop}"
+    if not plain.crop:
+        advice = f"a size to train at: {size[1]}x{size[0]} (width x height)"
+    return f"pixels: {shares}\nmedian shape {width}x{height}; {advice}"
+
+
+def loses_detail(prepared: Prepared) -> bool:
+    """Whether perfect masks at the network's size would score less than a warning allows."""
+    scores = [m.ceiling for m in prepared.metadata.values()]
+    return bool(scores) and sum(scores) / len(scores) < CEILING

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,12 +225,6 @@ def test_sets_that_are_split_already(tmp_path, capsys):
             words += [f"--{part}_list", str(tmp_path / f"{part}.txt")]
         with pytest.raises(BadInput, match=says):
             split(tmp_path, *pairs[:2], *words)
-    for words, says in (
-        (["--mask_name", "foo"], "--mask_name foo: no way to name masks"),
-        (["--group", "(p"], "--group .p: not a regular expression"),
-    ):
-        with pytest.raises(BadInput, match=says):
-            split(tmp_path, *pairs[:2], *words)
 
 
 def test_groups_by_a_pattern_and_identical_images_stay_together(tmp_path, capsys):
@@ -273,7 +269,59 @@ def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "masks hold the numbers 0 to 2: NUM_CLASSES is 3" in printed
     assert "pixels: class 0 99.8%, class 1 0.1%, class 2 0.1%" in printed
-    assert "median shape 415x300; a size to train at: 224x160" in printed and listing(tmp_path) == before
+    assert "median shape 415x300; a size to train at: 320x240" in printed and listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "sources, words, says",
+    [
+        ("", "", "raw: no masks among 12 images. Give python prepare_data.py split {raw}/p {raw}/m if"),
+        ("m p", "", "{raw}/m: looks like masks, and {raw}/p like images. Give .* split {raw}/p {raw}/m"),
+        ("p m", "--colours {list} --NUM_CLASSES 3", "NUM_CLASSES: 3, where {list} has 2: other car. Leave it out"),
+        ("p m", "--colours {list} --foreground 1", "--foreground: says nothing beside --colours"),
+        (
+            "p m",
+            "--colours {list} --NUM_CLASSES 2 --IGNORE_INDEX 9",
+            "--IGNORE_INDEX: says nothing beside --colours",
+        ),
+        ("p m", "--foreground 1 --NUM_CLASSES 2", "--foreground: says nothing beside --NUM_CLASSES"),
+        ("p m p m", "--val_list {list}", "--train_list or --val_list: says nothing beside four folders"),
+        ("p m p m", "--group (.)", "--group: says nothing of a set that is split already. Leave it out"),
+        ("p m", "--val_list {raw}/val.txt --group (.)", "--group: says nothing of a set that is split already"),
+        ("p m", "--group (z.)", "--group: (z.) matches no name, such as i0. Give what images of one group share"),
+        ("p m", "--group _", "--group: _ matches no name, such as i0"),
+        ("p m", "--group (p", "--group (p: not a regular expression"),
+        ("p m", "--mask_name foo", "--mask_name foo: no way to name masks"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_one_line(tmp_path, sources, words, says):
+    for n in range(6):
+        draw(tmp_path / f"raw/p/i{n}.png", n)
+        mask(tmp_path / f"raw/m/i{n}.png", 255)
+    (tmp_path / "list.txt").write_text("0 0 0 other\n255 255 255 car\n")
+    (tmp_path / "raw/val.txt").write_text("i0\n")
+    places = {"raw": tmp_path / "raw", "list": tmp_path / "list.txt"}
+    folders = [str(tmp_path / "raw" / name) for name in sources.split()]
+    with pytest.raises(BadInput) as caught:
+        split(tmp_path, *folders, *words.format(**places).split())
+    assert re.search(re.escape(says.format(**places)).replace(r"\.\*", ".*"), str(caught.value))
+    assert "\n" not in str(caught.value) and not (tmp_path / "data").exists()
+
+
+def test_fine_detail_gets_a_larger_size_or_crops(tmp_path, capsys):
+    for width, advice, command in (
+        (12, "a size to train at: 272x272", "--IMAGE_HEIGHT 272 --IMAGE_WIDTH 272"),
+        (3, "too fine for whole images: train on squares, --CROP 256", "--CROP 256"),
+    ):
+        bars = np.zeros((600, 600), np.uint8)
+        for n in range(2):
+            draw(tmp_path / f"raw/images/{n}.png", n, (600, 600))
+            bars[:, np.arange(600) % 40 < width] = 255
+            Image.fromarray(bars).save(tmp_path / f"raw/images/{n}_mask.png")
+        split(tmp_path)
+        printed, warned = capsys.readouterr()
+        assert advice in printed and command in printed.splitlines()[-1] and "fine detail" not in warned
+        shutil.rmtree(tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +330,7 @@ def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
         ([(1280, 1918)], (160, 240)),
         ([(584, 565)], (192, 192)),
         ([(32, 48)], (32, 48)),
-        ([(10, 900), None], (32, 896)),
+        ([(10, 900)], (32, 896)),
     ],
 )
 def test_sizes_to_train_at(sizes, expected):
