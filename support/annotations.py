@@ -4,18 +4,18 @@ Coordinates are continuous: the first pixel reaches from 0 to 1, and its centre 
 """
 
 import json
+import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path, PureWindowsPath  # which knows both slashes
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
 from support.errors import BadInput, refuse
-from support.pairs import MASK_FILES
 from support.reading import IGNORED, Size, image_size, read_with_size
 
 SPECIAL = {"background": 0, "_background_": 0, "__ignore__": IGNORED}  # labels that are no classes
@@ -25,7 +25,7 @@ SHARES = (1, 1)  # the size of images whose coordinates are shares of width and 
 
 class Annotations(NamedTuple):
     names: list[str]  # of the classes without the background: class i + 1 in the masks is names[i]
-    masks: dict[str, Callable[[], np.ndarray]]  # by the image's name, what draws its mask: uint8 (H, W)
+    masks: dict[Path, Callable[[], np.ndarray]]  # by the image's file, what draws its mask: uint8 (H, W)
 
 
 class _Object(NamedTuple):
@@ -36,64 +36,74 @@ class _Object(NamedTuple):
 
 class _Image(NamedTuple):
     file: Path  # that annotates it
-    name: str
+    path: PureWindowsPath  # of the image, as the file has it; a path of Windows knows both slashes
     size: Size | None  # that the file says it has
     objects: list[_Object]  # later ones lie over earlier ones
 
 
-def load_annotations(source: Path, images: dict[str, Path]) -> Annotations | None:
-    """The masks that `source` holds for `images`, files by their names; None if it holds no outlines.
+def load_annotations(source: Path, images: Sequence[Path]) -> Annotations | None:
+    """The masks that a file, or all files below a folder, hold for `images`; None if they hold no outlines.
 
     An image listed with nothing on it has an empty mask, one that isn't listed none. Raises BadInput about each
     kind of fault, with its first place and their number.
     """
-    files = sorted(source.glob("[!.]*")) if source.is_dir() else [source] if source.is_file() else []
-    jsons = [file for file in files if file.suffix.lower() == ".json"]
-    texts = [file for file in files if file.suffix.lower() == ".txt" and file.name != "classes.txt"]
-    stems = {Path(name).stem: name for name in images}
-    masks_too = any(file.suffix.lower() in MASK_FILES and file.name not in images for file in files)
-    one = len(jsons) == 1 and not masks_too and _read(jsons[0], lambda data: b'"categories"' in data)
-    if one or jsons == [source]:
-        names, found = _read(jsons[0], partial(_coco, jsons[0]))
-    elif any(_read(file, lambda data: b'"shapes"' in data) for file in jsons):
-        found, broken = [], []
-        for file in jsons:
-            try:
-                found.append(_read(file, partial(_labelme, file)))
-            except BadInput as error:
-                broken.append(error)
-        refuse(broken)
-        names = sorted({thing.name for image in found for thing in image.objects})
-    elif source.is_dir() and any(file.stem in stems for file in texts):
-        names, found = _yolo(source, texts, stems)
-    else:
+    below = [Path(folder, name) for folder, _, names in os.walk(source) for name in names if name[0] != "."]
+    by_name, by_stem = defaultdict(list), {path.stem: path.name for path in images}
+    for path in images:
+        by_name[path.name].append(path)
+    listed, found, broken = [], [], []
+    for file in sorted(below) or [source]:
+        try:
+            names, annotated = _read_file(file, by_stem, file == source)
+        except BadInput as error:
+            broken.append(error)
+        else:
+            listed, found = [*listed, *names], [*found, *annotated]
+    refuse(list({str(error): error for error in broken}.values()))  # one list of classes, broken, is met often
+    if not found:
         return None
-    names = [name for name in dict.fromkeys(names) if name not in SPECIAL]
+    labels = {thing.name for image in found for thing in image.objects} - {None}
+    names = [name for name in dict.fromkeys(listed or sorted(labels)) if name not in SPECIAL]
     if len(names) >= IGNORED:
         raise BadInput(source, f"{len(names)} classes, more than 8 bits hold", f"Leave {IGNORED - 1} at most")
     numbers = SPECIAL | {name: number for number, name in enumerate(names, 1)}
-    masks: dict[str, Callable[[], np.ndarray]] = {}
+    masks: dict[Path, Callable[[], np.ndarray]] = {}
     faults = defaultdict(list)
     for image in found:
-        path = images.get(image.name)  # if its header can't be read, reading it says what is wrong
-        size = path and (image_size(path) or read_with_size(path)[1])
+        told = {*image.file.parts, *image.path.parts}  # of several images with one name, the nearest
+        path = max(by_name[image.path.name], key=lambda path: len(told.intersection(path.parts)), default=None)
+        size = path and (image_size(path) or read_with_size(path)[1])  # raises BadInput about a broken image
         if size is None and image.objects:
             faults["an image that isn't there", "Add it, or remove its annotations"].append((image, ""))
-        elif size and image.name in masks:
+        elif size and path in masks:
             faults["an image annotated twice", "Keep one of the two"].append((image, ""))
         elif size and image.size not in (None, SHARES, size):
             faults["an image of another size than annotated", "Give those that were annotated"].append((image, ""))
         elif size:
-            masks[image.name] = partial(_draw, image, size, numbers)
+            masks[path] = partial(_draw, image, size, numbers)
             for thing in image.objects:
                 if fault := _fault(thing, size, SHARES if image.size == SHARES else size, numbers):
                     faults[fault].append((image, f", {thing.place}"))
     errors = []
     for (finding, remedy), places in faults.items():
         (first, place), more = places[0], f"; {len(places)} in all" * (len(places) > 1)
-        errors.append(BadInput(first.file, f"{finding} ({first.name}{place}{more})", remedy))
+        errors.append(BadInput(first.file, f"{finding} ({first.path.name}{place}{more})", remedy))
     refuse(errors)
     return Annotations(names, masks)
+
+
+def _read_file(file: Path, stems: dict[str, str], alone: bool) -> tuple[list[str], list[_Image]]:
+    """The classes that a file lists and the images that it annotates; nothing of other files, unless it is
+    `alone`. `stems` are the images' names by their stems."""
+    if file.suffix.lower() == ".json":
+        data = _read(file, bytes)
+        if b'"shapes"' in data:
+            return [], [_read(file, partial(_labelme, file))]
+        if alone or b'"categories"' in data and b'"annotations"' in data:
+            return _read(file, partial(_coco, file))
+    if file.suffix.lower() == ".txt" and file.stem in stems:
+        return _yolo(file, stems[file.stem])
+    return [], []
 
 
 def _fault(thing: _Object, size: Size, unit: Size, numbers: dict[str, int]) -> tuple[str, str] | None:
@@ -117,9 +127,11 @@ def _coco(file: Path, data: bytes) -> tuple[list[str], list[_Image]]:
     classes = {each["id"]: str(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"])}
     for each in content["images"]:
         size = (each["height"], each["width"]) if each.get("height") else None
-        found[each["id"]] = _Image(file, PureWindowsPath(each["file_name"]).name, size, [])
+        found[each["id"]] = _Image(file, PureWindowsPath(each["file_name"]), size, [])
     for each in sorted(content["annotations"], key=lambda each: bool(each.get("iscrowd"))):
-        image = found.setdefault(each["image_id"], _Image(file, f"image_id {each['image_id']}", None, []))
+        image = found.setdefault(
+            each["image_id"], _Image(file, PureWindowsPath(f"image_id {each['image_id']}"), None, [])
+        )
         name = "__ignore__" if each.get("iscrowd") else classes.get(each["category_id"])
         shapes = each.get("segmentation") or [[]]
         if isinstance(shapes, dict):
@@ -158,27 +170,25 @@ def _labelme(file: Path, data: bytes) -> _Image:
             shape = circle if kind == "circle" else np.array([(x, y), (x2, y), (x2, y2), (x, y2)])
         objects.append(_Object(f"shape {number}", str(each["label"]), shape))
     size = (content["imageHeight"], content["imageWidth"]) if content.get("imageHeight") else None
-    return _Image(file, PureWindowsPath(content["imagePath"]).name, size, objects)
+    return _Image(file, PureWindowsPath(content["imagePath"]), size, objects)
 
 
-def _yolo(folder: Path, files: list[Path], stems: dict[str, str]) -> tuple[list[str], list[_Image]]:
-    """Files of an image's stem with a line an object: the number of its class, and its outline in shares. Names of
-    classes are in the folder or in one of two above it."""
-    above = (folder, *folder.absolute().parents[:2])
-    lists = [file for place in above for file in (place / "classes.txt", place / "data.yaml") if file.is_file()]
+def _yolo(file: Path, image: str) -> tuple[list[str], list[_Image]]:
+    """A line an object: the number of its class, and its outline in shares. Names of classes are in the folder or
+    in one of two above it; if not, there are as many as are used."""
+    above = (file.parent, *file.absolute().parents[1:3])
+    lists = [each for place in above for each in (place / "classes.txt", place / "data.yaml") if each.is_file()]
     classes = {str(number): f"class {number}" for number in range(IGNORED)}
     if lists:
         classes = _read(lists[0], partial(_yolo_names, lists[0]))
-    found, used = [], 0  # the names that are needed if none are listed
-    for file in files:
-        objects = []
-        for number, row in enumerate(_read(file, partial(str, encoding="utf-8-sig")).splitlines(), 1):
-            if row.strip():
-                first, *values = row.split()
-                used = max(used, list(classes).index(first) + 1 if first in classes else 0)
-                objects.append(_Object(f"line {number}", classes.get(first), _outline(values)))
-        found.append(_Image(file, stems.get(file.stem, file.stem), SHARES, objects))
-    return list(classes.values())[: None if lists else used], found
+    objects, used = [], 0
+    for number, row in enumerate(_read(file, partial(str, encoding="utf-8-sig")).splitlines(), 1):
+        if row.strip():
+            first, *values = row.split()
+            used = max(used, list(classes).index(first) + 1 if first in classes else 0)
+            objects.append(_Object(f"line {number}", classes.get(first), _outline(values)))
+    names = list(classes.values())[: None if lists else used]
+    return names, [_Image(file, PureWindowsPath(image), SHARES, objects)]
 
 
 def _yolo_names(file: Path, data: bytes) -> dict[str, str]:

@@ -26,6 +26,12 @@ FOLDER = "NAME/"  # a scheme: all masks in the folder of their image, or in one 
 
 # What folders of masks and of images are called, and those of one side of a set, when that is taken off.
 MASK_FOLDER = re.compile(r"(mask|label|annot(ation)?|manual|segment\w*|ground.?truth|gtfine|\bgt|\bseg|\btarget)s?")
+MASK_RANKS = (
+    "manual",
+    "^(?!.*(object|instance|visual|colou?r|npy|human|2nd|fov))",
+    "",
+)  # which of several is meant
+PARTS = re.compile(r"left|right")  # folders of masks that are each a part of one
 IMAGE_FOLDER = re.compile(r"(\w*image|leftimg8bit|img|photo|picture|\bframe|\binput|\brgb)s?")
 SIDES = {"train": "train", "training": "train", "tr": "train", "test": "test", "testing": "test", "ts": "test"}
 SIDES |= {"val": "val", "valid": "val", "validation": "val", "dev": "val"}
@@ -91,28 +97,31 @@ def match(images: Sequence[str], masks: Sequence[str], scheme: str = "") -> Matc
     return Match(pairs, list(dict.fromkeys(said)), clashes, unpaired, [mask for mask in left if mask not in taken])
 
 
-def masks_among(files: Sequence[str]) -> set[str]:
-    """Of images and masks in one folder, the masks: those with a mask's mark and an image's name, or, of two files
-    with one name, the one that isn't a JPEG."""
-    images, masks = _templates(files, IMAGE_MARKS), _templates(files, MASK_MARKS)[1:]
+def masks_among(files: Sequence[str], scheme: str = "") -> set[str]:
+    """Of images and masks in one folder, the masks: those that fit `scheme`, or with a mask's mark and an image's
+    name, or, of two files with one name, the one that isn't a JPEG, or NAME_anything that stands with several."""
+    images = _templates(files, IMAGE_MARKS)
     names = {key: file for template in images for file in files if (key := _key(file, template))}
-    found = set()
-    for file, template in product(files, masks):
-        keys = [key for key in (_key(file, template), _key(file, template, numbered=True)) if key]
-        if any(names.get(key, file) != file for key in keys):
-            found.add(file)
-    if not found:
-        jpegs = {file for file in files if re.search(r"\.(jpe?g|jfif|jpe)$", file, re.I)}
-        stems = {os.path.splitext(file)[0] for file in jpegs}
-        found = {file for file in files if file not in jpegs and os.path.splitext(file)[0] in stems}
-    return found
+
+    def fitting(templates: Sequence[str]) -> set[str]:
+        ways = list(product(templates, (False, True)))
+        return {file for file in files if any(names.get(_key(file, *way), file) != file for way in ways)}
+
+    jpegs = {file for file in files if re.search(r"\.(jpe?g|jfif|jpe)$", file, re.I)}
+    stems = {os.path.splitext(file)[0] for file in jpegs}
+    return (
+        fitting([scheme.rpartition("=")[2]] if scheme else _templates(files, MASK_MARKS)[1:])
+        or {file for file in files if file not in jpegs and os.path.splitext(file)[0] in stems}
+        or fitting(_suggested(files, files))
+    )
 
 
-def tell_apart(files: Sequence[str], root: str = "") -> tuple[list[str], list[str], list[str]]:
+def tell_apart(files: Sequence[str], root: str = "", scheme: str = "") -> tuple[list[str], list[str], list[str]]:
     """The images and the masks in one folder and its subfolders, and what is neither.
 
     Folders called images, masks and the like tell them, else the names of files. Of several folders of masks for
-    the same images, the one for most of them is taken; raises BadInput if that doesn't decide.
+    the same images, the one for most of them is taken, then that of the first rank; raises BadInput if that doesn't
+    decide. `scheme` is as of `match`.
     """
     kinds = {file: _kind(file) for file in files}
     by_folder: dict[str, list[str]] = {}
@@ -121,12 +130,15 @@ def tell_apart(files: Sequence[str], root: str = "") -> tuple[list[str], list[st
             by_folder.setdefault(folder, []).append(file)
     images = [file for file in files if kinds[file][0] == "image"]
     if not by_folder or not images and len(images := [f for f in files if not kinds[f][0]]) == 0:
-        masks = masks_among(files)
-        return [file for file in files if file not in masks], [file for file in files if file in masks], []
+        marked = masks_among(files)
+        masks = masks_among(files, scheme) if scheme else marked
+        others = marked - masks
+        return [f for f in files if f not in marked | masks], [f for f in files if f in masks], sorted(others)
     pairs = {folder: set(match(images, masks).pairs) for folder, masks in by_folder.items()}
-    best, *others = sorted(pairs, key=lambda folder: -len(pairs[folder]))
+    ranks = {f: (-len(pairs[f]), next(i for i, rank in enumerate(MASK_RANKS) if re.search(rank, f))) for f in pairs}
+    best, *others = sorted(pairs, key=ranks.get)
     for other in others:
-        if len(pairs[other]) == len(pairs[best]) and pairs[other] & pairs[best]:
+        if ranks[other] == ranks[best] and pairs[other] & pairs[best]:
             first, second = (root + os.path.dirname(by_folder[folder][0]) for folder in (best, other))
             remedy = f"Give two folders, say {root}{os.path.dirname(images[0])} and {first}"
             raise BadInput(first, f"holds masks, and so does {second}", remedy)
@@ -152,8 +164,8 @@ def two_folders(files: Sequence[str]) -> list[str]:
 
 def side(file: str) -> str:
     """The side of a set, train, val or test, that one of a file's folders is called by; else nothing."""
-    found = [word for part in file.split("/")[:-1] if (word := SIDES.get(_core(part)))]
-    return found[-1] if found else ""
+    words = (word for part in file.split("/")[:-1] for word in re.split(r"[\W\d_]+", _core(part)))
+    return next((SIDES[word] for word in [*words][::-1] if word in SIDES), "")
 
 
 def plain_names(sides: dict[str, str]) -> dict[str, str]:
@@ -194,14 +206,7 @@ def listed(images: Sequence[str], names: Iterable[str]) -> tuple[set[str], list[
 def _schemes(images: Sequence[str], masks: Sequence[str]) -> list[tuple[str, str]]:
     """All schemes for names of images and of masks: the table's, and those that the names suggest."""
     image_templates, mask_templates = _templates(images, IMAGE_MARKS), _templates(masks, MASK_MARKS)
-    stems = {_stem(image) for image in images}
-    rests: Counter[str] = Counter()
-    for mask in masks:  # NAME_anything, if it stands with several images
-        stem = _stem(mask)
-        cut = next((i for i in range(len(stem) - 1, 0, -1) if stem[:i] in stems and not stem[i].isalnum()), None)
-        if cut:
-            rests[re.sub(r"[_\- ]+\d+$", "", stem[cut:])] += 1
-    mask_templates += [f"NAME{rest}" for rest, count in rests.most_common(3) if rest and count > 1]
+    mask_templates += _suggested(images, masks)
     ends = [os.path.commonprefix([_stem(name)[::-1] for name in some])[::-1] for some in (images, masks)]
     ends = [end[min((end.find(mark) for mark in "_-." if mark in end), default=len(end)) :] for end in ends]
     schemes = [("FILE", "NAME"), *(("NAME", mask) for mask in dict.fromkeys(mask_templates))]
@@ -209,6 +214,18 @@ def _schemes(images: Sequence[str], masks: Sequence[str]) -> list[tuple[str, str
     if all(ends) and len(images) > 1:
         schemes.append((f"NAME{ends[0]}", f"NAME{ends[1]}"))
     return [*dict.fromkeys(schemes), ("NAME", FOLDER), (FOLDER, FOLDER)]
+
+
+def _suggested(images: Sequence[str], masks: Sequence[str]) -> list[str]:
+    """NAME_anything, if it stands with several images."""
+    stems = {_stem(image) for image in images}
+    rests: Counter[str] = Counter()
+    for mask in masks:
+        stem = _stem(mask)
+        cut = next((i for i in range(len(stem) - 1, 0, -1) if stem[:i] in stems and not stem[i].isalnum()), None)
+        if cut:
+            rests[re.sub(r"[_\- ]+\d+$", "", stem[cut:])] += 1
+    return [f"NAME{rest}" for rest, count in rests.most_common(3) if rest and count > 1]
 
 
 def _templates(files: Sequence[str], marks: str) -> list[str]:
@@ -249,7 +266,8 @@ def _claims(
             key = _key(mask, mask_scheme, numbered)
             image = owners.get(way(key)) if key else None
             if image:
-                number = _stem(mask) if numbered or mask_scheme == FOLDER else ""
+                part = PARTS.search(mask.rpartition("/")[0].lower())
+                number = _stem(mask) if numbered or mask_scheme == FOLDER else part[0] if part else ""
                 claims.setdefault(image, {}).setdefault(number, mask)
                 break
     return claims
@@ -292,21 +310,20 @@ def _kind(file: str) -> tuple[str, str]:
     for part in reversed(file.split("/")[:-1]):
         word = part.lower().replace("_", " ")
         if MASK_FOLDER.search(word):
-            return "mask", re.sub("|".join(SIDES), "", word).strip(" -")
+            return "mask", re.sub("|".join(SIDES), "", PARTS.sub("", word)).strip(" -")
         if IMAGE_FOLDER.search(word):
             return "image", ""
     return "", ""
 
 
 def _core(folder: str) -> str:
-    """A folder's name without what says image or mask, without digits and separators."""
-    word = MASK_FOLDER.sub("", IMAGE_FOLDER.sub("", folder.lower().replace("_", " ")))
-    return re.sub(r"[\W\d]+", "", word)
+    """A folder's name without what says image or mask."""
+    return MASK_FOLDER.sub("", IMAGE_FOLDER.sub("", folder.lower().replace("_", " ")))
 
 
 @cache
 def _plain_folder(folder: str) -> str:
     """What a folder tells of its images: its side, nothing if it is called images or masks, else its name."""
     word = folder.lower().replace("_", " ")
-    side = SIDES.get(_core(folder))
+    side = SIDES.get(re.sub(r"[\W\d]+", "", _core(folder)))
     return side or ("" if MASK_FOLDER.search(word) or IMAGE_FOLDER.search(word) else folder)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from support.annotations import Annotations, load_annotations
+from support.annotations import load_annotations
 from support.checks import CEILING, refusals
 from support.conversion import (
     VALUES,
@@ -184,7 +184,7 @@ def _find_side(
 ) -> tuple[list[Sample], list[BadInput], list[Path], list[str]]:
     files = list_files(root)
     if mask_root.is_dir() and os.path.samefile(root, mask_root):
-        images, masks, others = tell_apart(files, f"{root}/")
+        images, masks, others = tell_apart(files, f"{root}/", meaning.mask_name)
         if others:
             print(f"left alone: {counted(len(others), 'file')}, as {root / others[0]}")
     else:
@@ -198,12 +198,11 @@ def _find_side(
         raise BadInput(root, finding, f"Give {split_command(mask_root, root)}")
     sides = _listed(images, meaning) or {image: side(image) for image in images}
     images, names, unused = list(sides), [], []
-    if not masks and (annotations := _annotations(mask_root, {os.path.basename(i): root / i for i in images})):
+    if not masks and (annotations := load_annotations(mask_root, [root / image for image in images])):
         names = ["background", *annotations.names]
-        pairs = {image: draw for image in images if (draw := annotations.masks.get(os.path.basename(image)))}
-        bad = [
-            BadInput(root / image, f"not in {mask_root}", "Annotate it") for image in images if image not in pairs
-        ]
+        pairs = {image: draw for image in images if (draw := annotations.masks.get(root / image))}
+        remedy = "Annotate it, with an empty file if it shows nothing"
+        bad = [BadInput(root / image, f"not in {mask_root}", remedy) for image in images if image not in pairs]
         print(f"masks are drawn from the outlines in {mask_root}")
     else:
         found = match(images, masks, meaning.mask_name)
@@ -215,9 +214,9 @@ def _find_side(
         if several := sum(len(some) > 1 for some in pairs.values()):
             print(f"{counted(several, 'image')} with several masks, which are united")
     parts = {sides[image] for image in pairs}
-    if "test" not in parts:  # none of those has a mask: they are there to be predicted
-        tests = {str(root / image) for image in images if sides[image] == "test"}
-        bad = [error for error in bad if error.subject not in tests]
+    # A side of which no image has a mask is there to be predicted.
+    unmasked = {str(root / image) for image in images if pairs and sides[image] not in {"", *parts}}
+    bad = [error for error in bad if error.subject not in unmasked]
     if "" in parts or not {"train"} < parts:
         sides = dict.fromkeys(images, "")  # not split, or in another way than by folders
     elif "val" not in parts:
@@ -240,15 +239,6 @@ def list_files(root: Path, pictures: bool = True) -> list[str]:
         places = (Path(folder, file).relative_to(root).as_posix() for file in sorted(files) if file[0] != ".")
         found += [place for place in places if place.lower().endswith((*MASK_FILES, *OTHER_SUFFIXES)) == pictures]
     return found
-
-
-def _annotations(source: Path, images: dict[str, Path]) -> Annotations | None:
-    """The outlines in a file or a folder, or in the first folder below it that has some."""
-    below = [
-        Path(folder) for folder, _, files in os.walk(source) if any(f.endswith((".json", ".txt")) for f in files)
-    ]
-    tried = (load_annotations(place, images) for place in dict.fromkeys([source, *sorted(below)]))
-    return next((annotations for annotations in tried if annotations), None)
 
 
 def split_command(*sources: str | Path) -> str:

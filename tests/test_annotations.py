@@ -16,7 +16,7 @@ MASK = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0,
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> dict[str, Path]:
+def images(tmp_path: Path) -> list[Path]:
     """Three images of 6x4 pixels; by EXIF, the last one lies on its side in its file."""
     folder = tmp_path / "images"
     folder.mkdir()
@@ -25,7 +25,13 @@ def images(tmp_path: Path) -> dict[str, Path]:
     Image.new("RGB", (6, 4)).save(folder / "a.jpg")
     Image.new("RGB", (6, 4)).save(folder / "b.png")
     Image.new("RGB", (4, 6)).save(folder / "c.jpg", exif=turned)
-    return {path.name: path for path in folder.iterdir()}
+    return sorted(folder.iterdir())
+
+
+def load(source: Path, images: list[Path]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of classes, and the mask of each image."""
+    names, masks = load_annotations(source, images)
+    return names, {path.name: draw() for path, draw in masks.items()}
 
 
 def coco(*objects: dict[str, Any], **other: Any) -> str:
@@ -60,35 +66,35 @@ def write(folder: Path, files: dict[str, str]) -> Path:
         {"size": [4, 6], "counts": "5220007"},  # the same; from the fourth on, the change from the last but one
     ],
 )
-def test_cocos_outlines_and_runs_give_the_same_square(shape: Any, images: dict[str, Path], tmp_path: Path) -> None:
+def test_cocos_outlines_and_runs_give_the_same_square(shape: Any, images: list[Path], tmp_path: Path) -> None:
     source = write(tmp_path, {"coco.json": coco({"segmentation": shape})}) / "coco.json"
-    names, masks = load_annotations(source, images)
+    names, masks = load(source, images)
     assert names == ["car", "dog"] and set(masks) == {"a.jpg", "b.png"}
-    np.testing.assert_array_equal(masks["a.jpg"](), MASK)
-    assert masks["b.png"]().shape == (4, 6) and not masks["b.png"]().any()
+    np.testing.assert_array_equal(masks["a.jpg"], MASK)
+    assert masks["b.png"].shape == (4, 6) and not masks["b.png"].any()
 
 
-def test_later_objects_lie_over_earlier_ones_and_crowds_over_all(images: dict[str, Path], tmp_path: Path) -> None:
+def test_later_objects_lie_over_earlier_ones_and_crowds_over_all(images: list[Path], tmp_path: Path) -> None:
     crowd = {"segmentation": {"size": [4, 6], "counts": [1, 1, 22]}, "iscrowd": 1}  # row 1 of column 0
     crowd_inside = {"segmentation": {"size": [4, 6], "counts": [5, 1, 18]}, "iscrowd": 1}
     right = {"segmentation": [[3, 0, 6.5, 0, 6.5, 4, 3, 4]], "category_id": 9}  # half a pixel is cut off
     text = coco(crowd, crowd_inside, {"segmentation": SQUARE}, right)
-    _, masks = load_annotations(write(tmp_path / "one", {"x.json": text}), images)
+    _, masks = load(write(tmp_path / "one", {"x.json": text}), images)
     expected = np.where(np.arange(6) >= 3, 2, MASK)
     expected[1, :2] = 255
-    np.testing.assert_array_equal(masks["a.jpg"](), expected)
+    np.testing.assert_array_equal(masks["a.jpg"], expected)
 
 
-def test_labelmes_shapes(images: dict[str, Path], tmp_path: Path) -> None:
+def test_labelmes_shapes(images: list[Path], tmp_path: Path) -> None:
     shapes = [("car", "rectangle", [[4, 3], [1, 1]]), ("bus", "circle", [[5, 2], [5, 2.8]])]
     hole = ("_background_", "polygon", [[1, 1], [2, 1], [2, 2], [1, 2]])
     files = {"a.json": labelme(*shapes, hole), "b.json": labelme(imagePath="b.png")}
-    names, masks = load_annotations(write(tmp_path / "labelme", files), images)
+    names, masks = load(write(tmp_path / "labelme", files), images)
     expected = 2 * MASK
     expected[1:3, 4:] = 1  # the four pixels whose centres are 0.71 from the circle's
     expected[1, 1] = 0
-    assert names == ["bus", "car"] and not masks["b.png"]().any()
-    np.testing.assert_array_equal(masks["a.jpg"](), expected)
+    assert names == ["bus", "car"] and not masks["b.png"].any()
+    np.testing.assert_array_equal(masks["a.jpg"], expected)
 
 
 @pytest.mark.parametrize(
@@ -101,28 +107,40 @@ def test_labelmes_shapes(images: dict[str, Path], tmp_path: Path) -> None:
     ],
 )
 def test_yolos_shares_and_names(
-    files: dict[str, str], names: list[str], images: dict[str, Path], tmp_path: Path
+    files: dict[str, str], names: list[str], images: list[Path], tmp_path: Path
 ) -> None:
     row = "1 0.16667 0.25 0.66667 0.25 0.66667 0.75 0.16667 0.75\n"
     write(tmp_path, files)
     folder = write(tmp_path / "labels", {"c.txt": row, "b.txt": ""})
-    found = load_annotations(folder, images)
-    assert found.names == names and set(found.masks) == {"b.png", "c.jpg"}
-    np.testing.assert_array_equal(found.masks["c.jpg"](), 2 * MASK)
+    found, masks = load(folder, images)
+    assert found == names and set(masks) == {"b.png", "c.jpg"}
+    np.testing.assert_array_equal(masks["c.jpg"], 2 * MASK)
 
 
-def test_an_outline_holds_the_pixels_whose_centres_are_in_it(images: dict[str, Path], tmp_path: Path) -> None:
+def test_an_outline_holds_the_pixels_whose_centres_are_in_it(images: list[Path], tmp_path: Path) -> None:
     bow = [[0, 0, 6, 4, 6, 0, 0, 4]]  # crosses itself
-    _, masks = load_annotations(write(tmp_path / "bow", {"x.json": coco({"segmentation": bow})}), images)
+    _, masks = load(write(tmp_path / "bow", {"x.json": coco({"segmentation": bow})}), images)
     expected = [[1, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 0, 1]]
-    np.testing.assert_array_equal(masks["a.jpg"](), expected)
+    np.testing.assert_array_equal(masks["a.jpg"], expected)
 
 
-def test_other_files_are_no_annotations(images: dict[str, Path], tmp_path: Path) -> None:
-    masks = write(tmp_path / "masks", {"a_mask.png": "", "notes.txt": "drawn by hand", "tool.json": coco()})
+def test_other_files_are_no_annotations(images: list[Path], tmp_path: Path) -> None:
+    masks = write(tmp_path / "masks", {"a_mask.png": "", "notes.txt": "drawn by hand", "tool.json": "{}"})
     assert [load_annotations(source, images) for source in (masks, tmp_path / "none", masks / "notes.txt")] == [
         None
     ] * 3
+
+
+def test_files_below_a_folder_are_read_together_and_the_nearest_image_is_meant(tmp_path: Path) -> None:
+    annotated = {"categories": [{"id": 1, "name": "car"}], "images": [{"id": 0, "file_name": "a.png"}]}
+    for n, part in enumerate(("train", "valid")):
+        (tmp_path / part).mkdir()
+        Image.new("RGB", (6, 4)).save(tmp_path / part / "a.png")
+        drawn = {"id": 1, "image_id": 0, "category_id": 1, "segmentation": SQUARE if n else [[0, 0, 6, 0, 6, 4]]}
+        write(tmp_path, {f"{part}/_annotations.coco.json": json.dumps(annotated | {"annotations": [drawn]})})
+    images = sorted(tmp_path.glob("*/a.png"))
+    _, masks = load_annotations(tmp_path, images)
+    assert [masks[image]().sum() for image in images] == [12, 6]
 
 
 FEW = {"segmentation": [[1, 1, 4, 1]]}
@@ -157,7 +175,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "text", "message"), REFUSED)
-def test_refused(name: str, text: str, message: str, images: dict[str, Path], tmp_path: Path) -> None:
+def test_refused(name: str, text: str, message: str, images: list[Path], tmp_path: Path) -> None:
     file = write(tmp_path / "drawn", {name: text}) / name
     with pytest.raises(BadInput) as caught:
         load_annotations(file if name == "coco.json" else file.parent, images)
@@ -166,8 +184,8 @@ def test_refused(name: str, text: str, message: str, images: dict[str, Path], tm
     assert message in line and "\n" not in line
 
 
-def test_all_broken_files_are_told_together(images: dict[str, Path], tmp_path: Path) -> None:
-    drawn = write(tmp_path / "drawn", {"a.json": labelme(), "b.json": labelme()[:-9], "c.json": ""})
+def test_all_broken_files_are_told_together(images: list[Path], tmp_path: Path) -> None:
+    drawn = write(tmp_path / "drawn", {"a.json": labelme(), "b.json": labelme()[:-9], "c.json": labelme()[:-5]})
     with pytest.raises(BadInput, match=r"b\.json: .*\n.*c\.json: .*\n2 findings"):
         load_annotations(drawn, images)
 
@@ -181,5 +199,5 @@ def test_a_broken_image_is_refused_for_what_it_is(tmp_path: Path, capfd: pytest.
     }
     (tmp_path / "coco.json").write_text(json.dumps(listed))
     with pytest.raises(BadInput, match=r"a\.tif: can't be read as an image .damaged or cut short."):
-        load_annotations(tmp_path / "coco.json", {"a.tif": tmp_path / "a.tif"})
+        load_annotations(tmp_path / "coco.json", [tmp_path / "a.tif"])
     assert not capfd.readouterr().err

@@ -48,6 +48,7 @@ def test_every_scheme_is_found(image, mask, said):
         (["1.jpg", "10.jpg"], ["10.png"], {"10.jpg": ["10.png"]}),
         (["1.jpg", "01.jpg"], ["1.png"], {"1.jpg": ["1.png"]}),
         (["benign (1).png"], ["malignant (1)_mask.png"], {}),
+        (["CXR/1.png"], ["Mask/left/1.png", "Mask/right/1.png"], {"CXR/1.png": None}),
         # Several masks
         (["a.png"], ["a_mask.png", "a_mask_1.png", "a_mask_2.png"], {"a.png": None}),
         (
@@ -80,11 +81,15 @@ def test_two_masks_that_contradict_each_other_and_an_option_that_decides():
     [
         (["b (1).png", "b (2).png"], ["b (1)_mask.png", "b (1)_mask_1.png", "b (2)_mask.png"], []),
         (["1.jpg", "2.jpg"], ["1.png", "2.png"], []),
+        (["1L.jpg", "1R.jpg"], ["1L_1stHO.png", "1R_1stHO.png"], []),
         (["imgs/1.jpg"], ["masks/1.png"], []),
         (["train/1.jpg"], ["train_masks/1_mask.gif"], []),
         (["PNGImages/F1.png"], ["PedMasks/F1_mask.png"], []),
         (["train/1.png", "val/2.png"], ["trainannot/1.png", "valannot/2.png"], []),
         (["images/train/1.jpg", "images/val/2.jpg"], ["labels/train/1.png", "labels/val/2.png"], []),
+        (["VOC/JPEGImages/1.jpg"], ["VOC/SegmentationClass/1.png"], ["VOC/SegmentationObject/1.png"]),
+        (["ds0/img/1.jpg"], ["ds0/masks_machine/1.jpg.png"], ["ds0/masks_human/1.jpg.png"]),
+        (["images/01_g.jpg"], ["manual1/01_g.tif"], ["mask/01_g_mask.tif"]),
         (
             ["test/images/1_test.tif", "training/images/2_training.tif"],
             ["test/1st_manual/1_manual1.gif", "training/1st_manual/2_manual1.gif"],
@@ -115,6 +120,7 @@ def test_two_folders_of_masks_for_the_same_images_are_asked_for():
         ("images/val/a/1.png", "val"),
         ("valannot/1.png", "val"),
         ("test_images/1.png", "test"),
+        ("stage1_train/1.png", "train"),
         ("trains/1.png", ""),
         ("valley/1.png", ""),
         ("train.png", ""),
