@@ -17,7 +17,7 @@ import random
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +33,7 @@ from support.options import RULES, SET_BY_SPLIT, OptionParser
 from support.pairs import CARVANA_NAME
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
+PETS_LISTS = {"train": "trainval", "val": "test"}
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
 SAMPLE_DIR = Path("data/sample")
 
@@ -117,56 +118,41 @@ def split(
     stays there; raises BadInput, with nothing done, if a target folder holds any other file, and for all that
     train.py would refuse.
     """
-    from support.checks import refusals, refusals_together, report
+    from support.checks import refusals, report
     from support.conversion import Meaning
     from support.own_data import describe, make_plain
 
-    if not 0 < share < 1:
-        raise BadInput("--share", f"{share} can't be used", "Give a number between 0 and 1")
     with TemporaryDirectory() as scratch:
         plain = make_plain(sources, Meaning(**meaning), Path(scratch))
+        metadata, samples = plain.prepared.metadata, plain.samples
         if move and plain.origins:
             raise BadInput("--move", "can't be given where files are written anew", "Leave it out")
-        pairs = list(plain.samples)
-        if any(sample.side for sample in plain.samples.values()):
+        if any(sample.side for sample in samples.values()):
             if group:
                 raise BadInput("--group", "says nothing of a set that is split already", "Leave it out")
-            groups = {
-                side: [pair for pair in pairs if plain.samples[pair].side == side] for side in ("train", "val")
-            }
+            groups = {side: [pair for pair in samples if samples[pair].side == side] for side in ("train", "val")}
             val_groups = {"val"}
         else:
-            stems = {image: sample.name for (image, _), sample in plain.samples.items()}
-            groups = by_group(pairs, sources[0], group, stems)
-            _join_identical(groups, {pair: m.digest for pair, m in plain.prepared.metadata.items()})
+            groups = by_group(samples, sources[0], group, {pair[0]: samples[pair].name for pair in samples})
+            _join_identical(groups, {pair: m.digest for pair, m in metadata.items()})
             val_groups = _choose(groups, share, seed)
-        prepared = {True: {}, False: {}}
-        for name, members in groups.items():
-            prepared[name in val_groups] |= {pair: plain.prepared.metadata[pair] for pair in members}
-        train, val = (plain.prepared._replace(metadata=prepared[side]) for side in (False, True))
-        for name, part in (("training", train), ("validation", val)):
-            if not part.metadata:
-                raise BadInput(sources[0], f"no images for {name}", "Give others, or another list or share")
-        twice = refusals_together(train, val)
-        if twice and meaning.get("skip_bad"):
-            warn(twice[0].subject, by_cause(twice)[0].finding, "Left out")
-            dropped = {error.subject for error in twice}
-            groups["val"] = [pair for pair in groups["val"] if str(pair[0]) not in dropped]
-            val, twice = val._replace(metadata={pair: val.metadata[pair] for pair in groups["val"]}), []
-        twice = [BadInput(e.subject, e.finding, f"{e.remedy}, or leave it out with --skip_bad") for e in twice]
-        refuse(by_cause([*refusals(train), *refusals(val), *twice]))
+        bad = []
+        for side in ("training", "validation"):
+            chosen = [groups[name] for name in groups if (name in val_groups) == (side == "validation")]
+            if not (part := {pair: metadata[pair] for pairs in chosen for pair in pairs}):
+                raise BadInput(sources[0], f"no images for {side}", "Give others, or another list or share")
+            bad += refusals(plain.prepared._replace(metadata=part))
+        refuse(by_cause(bad))
         report(plain.prepared, plain.origins)
         print(describe(plain))
-        names = {}
-        for (image, mask), sample in plain.samples.items():
-            names |= {image: sample.name + image.suffix, mask: sample.name + mask.suffix}
+        names = {file: sample.name + file.suffix for pair, sample in samples.items() for file in pair}
         _share_out(groups, val_groups, out, move, names)
     classes, size = plain.prepared.reading.classes, plain.prepared.reading.size
     known = {"NUM_CLASSES": classes.count, "CLASS_NAMES": plain.names, "IGNORE_INDEX": classes.ignored}
     known |= {"IN_CHANNELS": meaning.get("in_channels"), "RANGE": meaning.get("range")}
     _write_meaning(out, **{key: value for key, value in known.items() if value})
     seen = f"--CROP {plain.crop}" if plain.crop else f"--IMAGE_HEIGHT {size[0]} --IMAGE_WIDTH {size[1]}"
-    print("to train with them:", shlex.join(["python", "train.py", *_dir_options(out), *seen.split()]))
+    _tell_command(out, seen)
 
 
 def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tutorial: bool = False) -> None:
@@ -180,42 +166,27 @@ def carvana(images: str, masks: str, out: str, share: float, seed: int, like_tut
         raise BadInput("--like-tutorial", f"{images} lacks the car {min(missing)}", "Give all of train.zip")
     _share_out(groups, set(TUTORIAL_CARS) if like_tutorial else _choose(groups, share, seed), out)
     _write_meaning(out, NUM_CLASSES=1)
-    if words := _dir_options(out):
-        print("to train with them:", shlex.join(["python", "train.py", *words]))
+    _tell_command(out)
 
 
 def pets(out: str, source: str, download: bool = True) -> None:
     """Fetch OxfordIIITPet into `source` and share it out under `out` as its makers do: cats and dogs, with masks of
     {0, 255}. Parkhi et al. 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/"""
-    import numpy as np
-    from PIL import Image
     from torchvision.datasets import OxfordIIITPet
 
-    for side, part in (("train", "trainval"), ("val", "test")):
-        for folder in (Path(out, f"{side}_images"), Path(out, f"{side}_masks")):
-            if _entries(folder):
-                raise BadInput(folder, "already holds files", "Move them away or give another --out")
-        try:
-            dataset = OxfordIIITPet(source, part, "segmentation", download=download)
-        except (OSError, RuntimeError) as error:
-            raise BadInput(
-                "OxfordIIITPet", f"can't be fetched ({error})", "Try again, or get it by hand"
-            ) from error
-        paths = sorted(Path(source, "oxford-iiit-pet", "images").glob("*.jpg"))
-        names = {line.split()[0] for line in (dataset._anns_folder / f"{part}.txt").read_text().splitlines()}
-        for path in tqdm([path for path in paths if path.stem in names], desc=f"filling {out}", delay=1):
-            _place(path, Path(out, f"{side}_images", path.name), link=True)
-            with Image.open(dataset._segs_folder / f"{path.stem}.png") as trimap:
-                mask = Image.fromarray(np.asarray(trimap) != 2)  # 1 is the pet, 3 its boundary, 2 the background
-            target = Path(out, f"{side}_masks", f"{path.stem}.png")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as file:
-                mask.save(file, "PNG")
-    _write_meaning(out, NUM_CLASSES=1, CLASS_NAMES=["background", "pet"])
+    try:
+        OxfordIIITPet(source, download=download)
+    except (OSError, RuntimeError) as error:
+        raise BadInput("OxfordIIITPet", f"can't be fetched ({error})", "Try again, or get it by hand") from error
+    home = Path(source, "oxford-iiit-pet")
+    lists = {f"{side}_list": str(home / f"annotations/{part}.txt") for side, part in PETS_LISTS.items()}
+    trimaps = {"foreground": "1,3"}  # 1 is the pet, 3 its boundary, 2 the background
+    folders = [str(home / "images"), str(home / "annotations/trimaps")]
+    split(folders, out, share=0.5, seed=0, **lists, **trimaps, skip_bad=True)
 
 
 def by_group(
-    pairs: Sequence[Pair], source: str, group: str = "", names: Mapping[File, str] = MappingProxyType({})
+    pairs: Collection[Pair], source: str, group: str = "", names: Mapping[File, str] = MappingProxyType({})
 ) -> dict[str, list[Pair]]:
     """The pairs by what has to stay on one side: one of Carvana's cars, or images with equal parts of their names.
 
@@ -230,23 +201,23 @@ def by_group(
             raise BadInput(f"--group {group}", finding, "Close its parentheses") from error
         pattern = re.compile(re.escape(group))
     groups: dict[str, list[Pair]] = {}
-    example = names.get(pairs[0][0], pairs[0][0].stem)
-    remedy = r"Give what images of one group share, in parentheses: (\d+)_(?:left|right)"
-    if group and not any(pattern.search(names.get(image, image.stem)) for image, _ in pairs):
-        raise BadInput("--group", f"{group} matches no name, such as {example}", remedy)
+    matched = False
     for image, mask in pairs:
-        name = names.get(image, image.stem)
-        if pattern.groups:
-            part = " ".join(filter(None, found.groups())) if (found := pattern.search(name)) else ""
-        elif group:
-            part = name.rpartition(group)[0]
-        else:
+        name, part = names.get(image, image.stem), ""
+        found = pattern.search(name)
+        if not group:
             part = car[1] if (car := CARVANA_NAME.match(image.stem)) else ""
+        elif found:
+            part = " ".join(filter(None, found.groups())) if pattern.groups else name.rpartition(group)[0]
+        matched |= bool(found)
         groups.setdefault(part or name, []).append((image, mask))
+    remedy = r"Give what images of one group share, in parentheses: (\d+)_(?:left|right)"
+    if not matched:
+        raise BadInput("--group", f"{group} matches no name, such as {name}", remedy)
     if len(groups) < 2:
         raise BadInput(source, f"one group of {counted(len(pairs), 'image')}", "Give more, or another --group")
     if group and len(groups) == len(pairs):
-        warn("--group", f"{group} puts each image, as {example}, into a group of its own", remedy)
+        warn("--group", f"{group} puts each image, as {name}, into a group of its own", remedy)
     return groups
 
 
@@ -268,8 +239,6 @@ def _join_identical(groups: dict[str, list[Pair]], digests: dict[Pair, str]) -> 
 
 def _choose(groups: dict[str, list[Pair]], share: float, seed: int) -> set[str]:
     """The groups for validation: a share of them, but at least one, and not all."""
-    if not 0 < share < 1:
-        raise BadInput("--share", f"{share} can't be used", "Give a number between 0 and 1")
     names = sorted(groups)
     random.Random(seed).shuffle(names)
     return set(names[: min(len(names) - 1, max(1, round(share * len(names))))])
@@ -325,12 +294,13 @@ def _write_meaning(out: str, **known: Any) -> None:
         file.write_text(json.dumps(known) + "\n", encoding="utf-8")
 
 
-def _dir_options(out: str) -> list[str]:
-    """The options of train.py for the four folders under `out`; none for the ones that it has."""
-    if Path(out) == Path("data"):
-        return []
-    options = zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), FOLDERS, strict=True)
-    return [word for which, name in options for word in (f"--{which}_DIR", str(Path(out, name)))]
+def _tell_command(out: str, options: str = "") -> None:
+    """Print the command that trains on the four folders under `out`."""
+    words = options.split()
+    if Path(out) != Path("data"):
+        dirs = zip(("TRAIN_IMG", "TRAIN_MASK", "VAL_IMG", "VAL_MASK"), FOLDERS, strict=True)
+        words = [*(word for which, name in dirs for word in (f"--{which}_DIR", str(Path(out, name)))), *words]
+    print("to train with them:", shlex.join(["python", "train.py", *words]))
 
 
 def _is_at(file: File, target: Path) -> bool:
@@ -356,14 +326,41 @@ def _place(file: File, target: Path, link: bool) -> None:
         raise BadInput(target, f"can't be written ({error.strerror})", remedy) from error
 
 
+PLACING = {
+    "out": ("data", "where the four folders go"),
+    "share": (0.2, "share of the groups for validation"),
+    "seed": (0, "of the choice"),
+}
+MEANING = {
+    "mask_name": ("", "how masks are called for an image NAME, as NAME_mask or NAME_sat=NAME_mask"),
+    "foreground": ("", "values of one class, as nonzero or 1,2, where masks hold numbers"),
+    "colours": ("", "file with a line R G B NAME for each colour of the masks"),
+    "NUM_CLASSES": (0, "1 for foreground alone; 0 is what the masks hold"),
+    "IGNORE_INDEX": (255, "value of pixels that are left out, if there are several classes"),
+    "IN_CHANNELS": (0, "bands of the images: 1 is gray, 3 RGB, others as TIFF has them; 0 is 3"),
+    "RANGE": (0, "highest value of images with 16 bits, such as 4095 of 12 bits; 0 is 65535"),
+    "train_list": ("", "file with the names of images for training"),
+    "val_list": ("", "file with the names of images for validation"),
+    "list": ("", "file to write all findings to"),
+}
+SEEN = {
+    "IMAGE_HEIGHT": (0, "pixels that the network sees; 0 is what suits the images"),
+    "IMAGE_WIDTH": (0, "pixels"),
+    "CACHE_DIR": ("data/cache/", 'keeps what was read, for train.py, too; "" keeps nothing'),
+}
+TOGETHER = {
+    "group": ("", r"images stay together that agree in what it matches, as (\d+)_(?:left|right), or before it"),
+}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command that `argv` names."""
     parser = OptionParser(prog="prepare_data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., None], text: str, **options: tuple[object, str]) -> OptionParser:
+    def command(run: Callable[..., None], text: str, **options: tuple[object, str]) -> OptionParser:
         """A command, with its options: each a default and a meaning."""
-        added = commands.add_parser(name, help=text)
+        added = commands.add_parser(run.__name__, help=text)
         added.set_defaults(run=run)
         for option, (default, meaning) in options.items():
             meaning = f"{meaning} (default: {default!r})"
@@ -375,101 +372,40 @@ def main(argv: list[str] | None = None) -> None:
 
         make_sample(out, **options)
 
-    added = command(
-        "sample",
-        sample,
-        "render a sample set of cars",
-        out=(str(SAMPLE_DIR), "a new folder"),
-        train_cars=(6, "cars to train on, 16 views each"),
-        val_cars=(2, "cars to validate on"),
-    )
-    added.add_argument(
-        "--num_classes", type=int, default=1, choices=(1, 2, 3, 4), help="3 has wheels, 4 windows, too"
-    )
+    cars = {"train_cars": (6, "cars to train on, 16 views each"), "val_cars": (2, "cars to validate on")}
+    added = command(sample, "render a sample set of cars", out=(str(SAMPLE_DIR), "a new folder"), **cars)
+    classes = {"type": int, "default": 1, "choices": (1, 2, 3, 4)}
+    added.add_argument("--num_classes", **classes, help="3 has wheels, 4 windows, too")
 
-    meaning = {
-        "mask_name": ("", "how masks are called for an image NAME, as NAME_mask or NAME_sat=NAME_mask"),
-        "foreground": ("", "values of one class, as nonzero or 1,2, where masks hold numbers"),
-        "colours": ("", "file with a line R G B NAME for each colour of the masks"),
-        "NUM_CLASSES": (0, "1 for foreground alone; 0 is what the masks hold"),
-        "IGNORE_INDEX": (255, "value of pixels that are left out, if there are several classes"),
-        "IN_CHANNELS": (0, "bands of the images: 1 is gray, 3 RGB, others as TIFF has them; 0 is 3"),
-        "RANGE": (0, "highest value of images with 16 bits, such as 4095 of 12 bits; 0 is 65535"),
-        "train_list": ("", "file with the names of images for training"),
-        "val_list": ("", "file with the names of images for validation"),
-        "list": ("", "file to write all findings to"),
-    }
-
-    def with_sources(added: OptionParser) -> OptionParser:
-        added.add_argument(
-            "sources",
-            nargs="+",
-            help="one folder; images and masks (or annotations); or both of training, then of validation",
-        )
+    checking = command(check, "check images and masks as train.py does at its start", **MEANING, **SEEN)
+    text = "share out your own images (as hard links) and masks (as copies)"
+    splitting = command(split, text, **PLACING, **MEANING, **TOGETHER)
+    sources = "one folder; images and masks (or annotations); or both of training, then of validation"
+    for added in (checking, splitting):
+        added.add_argument("sources", nargs="+", help=sources)
         added.add_argument("--skip_bad", action="store_true", help="leave out what can't be used")
-        return added
+    splitting.add_argument("--move", action="store_true", help="move the files instead")
 
-    def called(run: Callable[..., None]) -> Callable[..., None]:
-        def renamed(list: str, **options: Any) -> None:
-            for name in ("NUM_CLASSES", "IGNORE_INDEX", "IN_CHANNELS", "RANGE"):
-                options[name.lower()] = value = options.pop(name)
-                if value and not RULES[name][0](value):
-                    raise BadInput(name, f"{value} can't be used", f"Give {RULES[name][1]}")
-            run(**options, list_file=list)
-
-        return renamed
-
-    def check_at(IMAGE_HEIGHT: int, IMAGE_WIDTH: int, CACHE_DIR: str, **options: Any) -> None:
-        size = (IMAGE_HEIGHT, IMAGE_WIDTH) if IMAGE_HEIGHT and IMAGE_WIDTH else None
-        check(size=size, cache_dir=CACHE_DIR, **options)
-
-    with_sources(
-        command(
-            "check",
-            called(check_at),
-            "check images and masks as train.py does at its start",
-            **meaning,
-            IMAGE_HEIGHT=(0, "pixels that the network sees; 0 is what suits the images"),
-            IMAGE_WIDTH=(0, "pixels"),
-            CACHE_DIR=("data/cache/", 'keeps what was read, for train.py, too; "" keeps nothing'),
-        )
-    )
-
-    placing = {
-        "out": ("data", "where the four folders go"),
-        "share": (0.2, "share of the groups for validation"),
-        "seed": (0, "of the choice"),
-    }
-    added = with_sources(
-        command(
-            "split",
-            called(split),
-            "share out your own images (as hard links) and masks (as copies)",
-            **placing,
-            **meaning,
-            group=(
-                "",
-                r"images stay together that agree in what it matches, as (\d+)_(?:left|right), or before it",
-            ),
-        )
-    )
-    added.add_argument("--move", action="store_true", help="move the files instead")
-
-    added = command("carvana", carvana, "share out Kaggle's images and masks, whole cars to a side", **placing)
+    added = command(carvana, "share out Kaggle's images and masks, whole cars to a side", **PLACING)
     added.add_argument("images", nargs="?", default="train.zip", help="train.zip, train_hq.zip or a folder")
     added.add_argument("masks", nargs="?", default="train_masks.zip", help="an archive or a folder")
     added.add_argument("--like-tutorial", action="store_true", help="hold back the tutorial's three cars instead")
 
-    command(
-        "pets",
-        pets,
-        "fetch OxfordIIITPet, images of cats and dogs, and share it out",
-        out=("data", "where the four folders go"),
-        source=("data/pets", "where the set is, or is fetched to"),
-    )
+    text = "fetch OxfordIIITPet, images of cats and dogs, and share it out"
+    command(pets, text, out=PLACING["out"], source=("data/pets", "where the set is, or is fetched to"))
+
     options = vars(parser.parse_args(argv))
-    del options["command"]
-    options.pop("run")(**options)
+    for name, value in options.items():
+        if name in RULES and value and not RULES[name][0](value):
+            raise BadInput(name, f"{value} can't be used", f"Give {RULES[name][1]}")
+    if not 0 < options.get("share", 0.5) < 1:
+        raise BadInput("--share", f"{options['share']} can't be used", "Give a number between 0 and 1")
+    run, _ = options.pop("run"), options.pop("command")
+    options = {name.lower(): value for name, value in options.items()}
+    if run is check:
+        size = options.pop("image_height"), options.pop("image_width")
+        options["size"] = size if all(size) else None
+    run(**options)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Meaning:
     range: int = 0  # 0 for 65535
     train_list: str = ""
     val_list: str = ""
-    list_file: str = ""
+    list: str = ""
     skip_bad: bool = False
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import permutations, product
 from typing import NamedTuple
@@ -36,6 +36,7 @@ IMAGE_FOLDER = re.compile(r"(\w*image|leftimg8bit|img|photo|picture|\bframe|\bin
 SIDES = {"train": "train", "training": "train", "tr": "train", "test": "test", "testing": "test", "ts": "test"}
 SIDES |= {"val": "val", "valid": "val", "validation": "val", "dev": "val"}
 
+WAYS = tuple(product((False, True), repeat=2))  # to compare names, the strictest first: as of `_plain_key`
 Pairs = dict[str, list[str]]  # the masks of each image
 
 
@@ -68,7 +69,7 @@ def match(images: Sequence[str], masks: Sequence[str], scheme: str = "") -> Matc
     said: list[str] = []
     clashes: dict[str, list[str]] = {}
     left = dict.fromkeys(masks)
-    ways = list(product((_same, _alike, _flat, _flat_and_alike), schemes))
+    ways = list(product(WAYS, schemes))
     while left and len(pairs) < len(images):
         free = [name for name in images if name not in pairs]
         best, best_way = {}, None
@@ -89,7 +90,7 @@ def match(images: Sequence[str], masks: Sequence[str], scheme: str = "") -> Matc
     for image_scheme, mask_scheme in schemes:  # NAME.png and NAME_mask.png, or NAME.png and NAME.gif
         others = left if (image_scheme, mask_scheme) == ("NAME", "NAME") else left.keys() - reserved
         if others and mask_scheme != FOLDER:
-            for image, numbered in _claims(list(pairs), sorted(others), image_scheme, mask_scheme, _same).items():
+            for image, numbered in _claims(list(pairs), sorted(others), image_scheme, mask_scheme).items():
                 clashes.setdefault(image, [pairs[image][0], *numbered.values()])
     pairs = {image: pairs[image] for image in images if image in pairs and image not in clashes}
     taken = {mask for some in clashes.values() for mask in some}
@@ -254,18 +255,17 @@ def _key(file: str, template: str, numbered: bool = False) -> str:
 
 
 def _claims(
-    images: Sequence[str], masks: Sequence[str], image_scheme: str, mask_scheme: str, way: Callable[[str], str]
+    images: Sequence[str], masks: Sequence[str], image_scheme: str, mask_scheme: str, way: Sequence[bool] = WAYS[0]
 ) -> dict[str, dict[str, str]]:
     """Under one scheme the masks of each image, by their numbers."""
-    keys = [way(key) if (key := _key(image, image_scheme)) else "" for image in images]
+    keys = [_plain_key(_key(image, image_scheme), *way) for image in images]
     count = Counter(keys)
     owners = {key: image for key, image in zip(keys, images, strict=True) if key and count[key] == 1}
     claims: dict[str, dict[str, str]] = {}
     for mask in masks:
         for numbered in (False, True):
             key = _key(mask, mask_scheme, numbered)
-            image = owners.get(way(key)) if key else None
-            if image:
+            if image := owners.get(_plain_key(key, *way)):
                 part = PARTS.search(mask.rpartition("/")[0].lower())
                 number = _stem(mask) if numbered or mask_scheme == FOLDER else part[0] if part else ""
                 claims.setdefault(image, {}).setdefault(number, mask)
@@ -273,26 +273,16 @@ def _claims(
     return claims
 
 
-def _same(key: str) -> str:
-    return key
+def _plain_key(key: str, flat: bool, alike: bool) -> str:
+    """A key without its folders, or without letter case and leading zeros."""
+    key = key.rpartition("/")[2] if flat else key
+    return re.sub(r"\d+", lambda digits: str(int(digits[0])), key.casefold()) if alike else key
 
 
-def _alike(key: str) -> str:
-    return re.sub(r"\d+", lambda digits: str(int(digits[0])), key.casefold())
-
-
-def _flat(key: str) -> str:
-    return key.rpartition("/")[2]
-
-
-def _flat_and_alike(key: str) -> str:
-    return _flat(_alike(key))
-
-
-def _describe(way: Callable[[str], str], image: str, mask: str) -> str:
+def _describe(way: Sequence[bool], image: str, mask: str) -> str:
     text = "the folder of their image" if mask == FOLDER else "NAME.jpg.png" if image == "FILE" else mask
     text += f" for {image}" if image not in ("NAME", "FILE", FOLDER) else ""
-    return text + " (but for letter case and leading zeros)" * (way in (_alike, _flat_and_alike))
+    return text + " (but for letter case and leading zeros)" * way[1]
 
 
 @cache

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.annotations import load_annotations
-from support.checks import CEILING, refusals
+from support.checks import CEILING, refusals, refusals_together
 from support.conversion import (
     VALUES,
     Meaning,
@@ -135,13 +135,11 @@ def _without_bad(plain: Plain, bad: Sequence[BadInput], meaning: Meaning) -> Pla
     """The set without what can't be used, if that is asked for; raises BadInput if not, or if there is more."""
     prepared, bad = plain.prepared, list(bad)
     owners = {str(file): pair for pair in plain.samples for file in pair}
-    while single := [error for error in refusals(prepared) if error.subject in owners]:
-        own = (plain.origins.get(error.subject, error.subject) for error in single)
-        remedies = (
-            "Change the mask, or give --foreground or --NUM_CLASSES" if VALUES.match(e.finding) else e.remedy
-            for e in single
-        )
-        bad += [BadInput(who, e.finding, do) for who, e, do in zip(own, single, remedies, strict=True)]
+    while single := [error for error in _refused(plain, prepared) if error.subject in owners]:
+        for error in single:
+            own = plain.origins.get(error.subject, error.subject)
+            remedy = "Change the mask, or give --foreground or --NUM_CLASSES"
+            bad.append(BadInput(own, error.finding, remedy if VALUES.match(error.finding) else error.remedy))
         left_out = {owners[error.subject] for error in single}
         metadata = {pair: m for pair, m in prepared.metadata.items() if pair not in left_out}
         prepared = prepared._replace(bad=[], metadata=metadata, records=None)
@@ -150,13 +148,22 @@ def _without_bad(plain: Plain, bad: Sequence[BadInput], meaning: Meaning) -> Pla
     return plain._replace(prepared=prepared, samples={pair: plain.samples[pair] for pair in prepared.metadata})
 
 
+def _refused(plain: Plain, prepared: Prepared) -> list[BadInput]:
+    """All that is wrong with what is left of a set, and with its two sides together."""
+    train, val = (
+        prepared._replace(metadata={p: m for p, m in prepared.metadata.items() if plain.samples[p].side == side})
+        for side in ("train", "val")
+    )
+    return [*refusals(prepared), *refusals_together(train, val)]
+
+
 def _tell(bad: Sequence[BadInput], meaning: Meaning, may_skip: bool = False) -> None:
     """Refuse what is wrong, a line a cause, or only warn of it if it may be left out."""
-    if meaning.list_file:
+    if meaning.list:
         try:
-            Path(meaning.list_file).write_text("".join(f"{error}\n" for error in bad), encoding="utf-8")
+            Path(meaning.list).write_text("".join(f"{error}\n" for error in bad), encoding="utf-8")
         except OSError as error:
-            raise BadInput(meaning.list_file, f"can't be written ({error.strerror})", "Give another") from error
+            raise BadInput(meaning.list, f"can't be written ({error.strerror})", "Give another") from error
     if not may_skip or not meaning.skip_bad:
         skip = ", or leave it out with --skip_bad" if may_skip else ""
         refuse([BadInput(e.subject, e.finding, e.remedy + skip) for e in by_cause(bad)])
@@ -299,20 +306,15 @@ def _listed(images: Sequence[str], meaning: Meaning) -> dict[str, str]:
 
 def _swapped(bad: Sequence[BadInput]) -> list[BadInput]:
     """The findings; of a mask that has another image's size, and the other way round, both are named."""
-    sizes = {
-        i: f.groups()
-        for i, e in enumerate(bad)
-        if (f := re.search(r"is (\d+x\d+), its image (\d+x\d+)", e.finding))
-    }
-    told = list(bad)
-    for i, (mask, image) in sizes.items():
-        others = [j for j, other in sizes.items() if other == (image, mask)]
-        if mask != image and len(others) == 1:
-            told[i] = BadInput(
-                bad[i].subject,
-                f"{bad[i].finding}, and with {Path(bad[others[0]].subject).name} it is the other way round",
-                "Look whether the two are swapped",
-            )
+    sizes = [re.search(r"is (\d+x\d+), its image (\d+x\d+)", error.finding) for error in bad]
+    told = []
+    for error, found in zip(bad, sizes, strict=True):
+        wanted = found and found.groups()[::-1]
+        others = [e for e, other in zip(bad, sizes, strict=True) if other and other.groups() == wanted]
+        if len(others) == 1:
+            more = f", and with {Path(others[0].subject).name} it is the other way round"
+            error = BadInput(error.subject, error.finding + more, "Look whether the two are swapped")
+        told.append(error)
     return told
 
 

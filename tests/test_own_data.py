@@ -237,7 +237,7 @@ def test_groups_by_a_pattern_and_identical_images_stay_together(tmp_path, capsys
     assert not sides[0] & sides[1] and any({0, 1, 2} <= side for side in sides)
     assert "2 groups joined with others that hold the same image" in capsys.readouterr().out
     prepare_data.main(["split", str(tmp_path / "raw"), "--out", str(tmp_path / "o"), "--group", r"(p\d+_\w+)"])
-    assert "puts each image, as p0_left, into a group of its own" in capsys.readouterr().err
+    assert "puts each image, as p7_right, into a group of its own" in capsys.readouterr().err
 
 
 def test_findings_come_by_cause_and_may_be_left_out(tmp_path, capsys):
@@ -288,8 +288,8 @@ def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
         ("p m p m", "--val_list {list}", "--train_list or --val_list: says nothing beside four folders"),
         ("p m p m", "--group (.)", "--group: says nothing of a set that is split already. Leave it out"),
         ("p m", "--val_list {raw}/val.txt --group (.)", "--group: says nothing of a set that is split already"),
-        ("p m", "--group (z.)", "--group: (z.) matches no name, such as i0. Give what images of one group share"),
-        ("p m", "--group _", "--group: _ matches no name, such as i0"),
+        ("p m", "--group (z.)", "--group: (z.) matches no name, such as i5. Give what images of one group share"),
+        ("p m", "--group _", "--group: _ matches no name, such as i5"),
         ("p m", "--group (p", "--group (p: not a regular expression"),
         ("p m", "--mask_name foo", "--mask_name foo: no way to name masks"),
     ],

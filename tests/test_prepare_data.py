@@ -70,10 +70,10 @@ def test_without_a_place_for_the_sample_one_line_says_so(tmp_path, monkeypatch):
 def test_pets_as_their_makers_give_them(tmp_path, monkeypatch):
     """The set's own layout, in the small: trimaps hold 1 for the pet, 2 for the background, 3 for the boundary."""
     home = tmp_path / "source/oxford-iiit-pet"
-    write_pairs(home / "images", tmp_path / "unused", ["cat_1", "cat_2", "dog_1"], (8, 12))
+    write_pairs(home / "images", tmp_path / "unused", ["cat_1", "cat_2", "dog_1"], (16, 24))
     (home / "annotations/trimaps").mkdir(parents=True)
     for name in ("cat_1", "cat_2", "dog_1"):
-        trimap = np.full((8, 12), 2, np.uint8)
+        trimap = np.full((16, 24), 2, np.uint8)
         trimap[2:6, 3:9], trimap[3:5, 4:8] = 3, 1
         Image.fromarray(trimap).save(home / f"annotations/trimaps/{name}.png")
     for part, found in (("trainval", ["cat_1", "dog_1"]), ("test", ["cat_2"])):
@@ -82,9 +82,7 @@ def test_pets_as_their_makers_give_them(tmp_path, monkeypatch):
     prepare_data.pets(str(tmp_path / "data"), str(tmp_path / "source"), download=False)
     assert names(tmp_path / "data/train_images") == {"cat_1.jpg", "dog_1.jpg"}
     mask = np.asarray(Image.open(tmp_path / "data/val_masks/cat_2.png"))
-    assert mask[2:6, 3:9].all() and mask.sum() == 24
-    with pytest.raises(BadInput, match="already holds files"):
-        prepare_data.pets(str(tmp_path / "data"), str(tmp_path / "source"), download=False)
+    assert mask[2:6, 3:9].all() and (mask == 255).sum() == 24 and (mask == 0).sum() == 360
     with pytest.raises(BadInput, match="OxfordIIITPet: can't be fetched"):
         prepare_data.pets(str(tmp_path / "other"), str(tmp_path / "nothing"), download=False)
 
