@@ -57,51 +57,56 @@ def match(images: Sequence[str], masks: Sequence[str], scheme: str = "") -> Matc
     with an image's very name is never another image's. `scheme`, such as NAME_mask or NAME_sat=NAME_mask, is taken
     instead of those found.
     """
-    schemes = [tuple(scheme.rpartition("=")[::2])] if scheme else _schemes(images, masks)
-    if scheme and (scheme.count("=") > 1 or any(part.count("NAME") != 1 for part in scheme.split("="))):
-        raise BadInput(
-            f"--mask_name {scheme}", "no way to name masks", "Give one like NAME_mask or NAME_sat=NAME_mask"
-        )
-    schemes = [(image or "NAME", mask) for image, mask in schemes]
+    schemes = [_scheme(scheme)] if scheme else _schemes(images, masks)
     exact = {_key(name, "NAME") for name in images}
     reserved = set() if scheme else {mask for mask in masks if _key(mask, "NAME") in exact}
     pairs: Pairs = {}
     said: list[str] = []
-    clashes: dict[str, list[str]] = {}
-    left = dict.fromkeys(masks)
-    ways = list(product(WAYS, schemes))
-    while left and len(pairs) < len(images):
-        free = [name for name in images if name not in pairs]
+    left = list(masks)
+
+    def claims(some: Sequence[str], way: Sequence[bool], names: tuple[str, str]) -> dict[str, dict[str, str]]:
+        usable = [mask for mask in left if mask not in reserved or names == ("NAME", "NAME")]
+        return _claims(some, usable, way, *names)
+
+    while left and (free := [image for image in images if image not in pairs]):
         best, best_way = {}, None
-        for way, (image_scheme, mask_scheme) in ways:
-            usable = left if (image_scheme, mask_scheme) == ("NAME", "NAME") else left.keys() - reserved
-            found = _claims(free, [mask for mask in left if mask in usable], image_scheme, mask_scheme, way)
-            if len(found) > len(best):
-                best, best_way = found, (way, image_scheme, mask_scheme)
+        for way in product(WAYS, schemes):
+            if len(found := claims(free, *way)) > len(best):
+                best, best_way = found, way
             if len(best) == len(free):
                 break
         if not best:
             break
         said.append(_describe(*best_way))
-        for image, numbered in best.items():
-            pairs[image] = sorted(numbered.values())
+        pairs |= {image: sorted(numbered.values()) for image, numbered in best.items()}
         taken = {mask for image in best for mask in pairs[image]}
-        left = {mask: None for mask in left if mask not in taken}
-    for image_scheme, mask_scheme in schemes:  # NAME.png and NAME_mask.png, or NAME.png and NAME.gif
-        others = left if (image_scheme, mask_scheme) == ("NAME", "NAME") else left.keys() - reserved
-        if others and mask_scheme != FOLDER:
-            for image, numbered in _claims(list(pairs), sorted(others), image_scheme, mask_scheme).items():
+        left = [mask for mask in left if mask not in taken]
+    clashes: dict[str, list[str]] = {}  # NAME.png and NAME_mask.png, or NAME.png and NAME.gif
+    for names in schemes if left else []:
+        if names[1] != FOLDER:
+            for image, numbered in claims(list(pairs), WAYS[0], names).items():
                 clashes.setdefault(image, [pairs[image][0], *numbered.values()])
-    pairs = {image: pairs[image] for image in images if image in pairs and image not in clashes}
     taken = {mask for some in clashes.values() for mask in some}
-    unpaired = [image for image in images if image not in pairs and image not in clashes]
+    unpaired = [image for image in images if image not in pairs]
+    pairs = {image: pairs[image] for image in images if image in pairs and image not in clashes}
     return Match(pairs, list(dict.fromkeys(said)), clashes, unpaired, [mask for mask in left if mask not in taken])
+
+
+def _scheme(text: str) -> tuple[str, str]:
+    """How images and masks are called, of NAME_mask or NAME_sat=NAME_mask."""
+    image, _, mask = text.rpartition("=")
+    if mask.count("NAME") != 1 or image.count("NAME") != ("=" in text):
+        remedy = "Give one like NAME_mask or NAME_sat=NAME_mask"
+        raise BadInput(f"--mask_name {text}", "no way to name masks", remedy)
+    return image or "NAME", mask
 
 
 def masks_among(files: Sequence[str], scheme: str = "") -> set[str]:
     """Of images and masks in one folder, the masks: those that fit `scheme`, or with a mask's mark and an image's
     name, or, of two files with one name, the one that isn't a JPEG, or NAME_anything that stands with several."""
-    images = _templates(files, IMAGE_MARKS)
+    images, masks = _templates(files, IMAGE_MARKS), _templates(files, MASK_MARKS)[1:]
+    if scheme:
+        images, masks = ([template] for template in _scheme(scheme))
     names = {key: file for template in images for file in files if (key := _key(file, template))}
 
     def fitting(templates: Sequence[str]) -> set[str]:
@@ -111,7 +116,7 @@ def masks_among(files: Sequence[str], scheme: str = "") -> set[str]:
     jpegs = {file for file in files if re.search(r"\.(jpe?g|jfif|jpe)$", file, re.I)}
     stems = {os.path.splitext(file)[0] for file in jpegs}
     return (
-        fitting([scheme.rpartition("=")[2]] if scheme else _templates(files, MASK_MARKS)[1:])
+        fitting(masks)
         or {file for file in files if file not in jpegs and os.path.splitext(file)[0] in stems}
         or fitting(_suggested(files, files))
     )
@@ -135,7 +140,7 @@ def tell_apart(files: Sequence[str], root: str = "", scheme: str = "") -> tuple[
         masks = masks_among(files, scheme) if scheme else marked
         others = marked - masks
         return [f for f in files if f not in marked | masks], [f for f in files if f in masks], sorted(others)
-    pairs = {folder: set(match(images, masks).pairs) for folder, masks in by_folder.items()}
+    pairs = {folder: set(match(images, masks, scheme).pairs) for folder, masks in by_folder.items()}
     ranks = {f: (-len(pairs[f]), next(i for i, rank in enumerate(MASK_RANKS) if re.search(rank, f))) for f in pairs}
     best, *others = sorted(pairs, key=ranks.get)
     for other in others:
@@ -255,7 +260,7 @@ def _key(file: str, template: str, numbered: bool = False) -> str:
 
 
 def _claims(
-    images: Sequence[str], masks: Sequence[str], image_scheme: str, mask_scheme: str, way: Sequence[bool] = WAYS[0]
+    images: Sequence[str], masks: Sequence[str], way: Sequence[bool], image_scheme: str, mask_scheme: str
 ) -> dict[str, dict[str, str]]:
     """Under one scheme the masks of each image, by their numbers."""
     keys = [_plain_key(_key(image, image_scheme), *way) for image in images]
@@ -279,7 +284,8 @@ def _plain_key(key: str, flat: bool, alike: bool) -> str:
     return re.sub(r"\d+", lambda digits: str(int(digits[0])), key.casefold()) if alike else key
 
 
-def _describe(way: Sequence[bool], image: str, mask: str) -> str:
+def _describe(way: Sequence[bool], names: tuple[str, str]) -> str:
+    image, mask = names
     text = "the folder of their image" if mask == FOLDER else "NAME.jpg.png" if image == "FILE" else mask
     text += f" for {image}" if image not in ("NAME", "FILE", FOLDER) else ""
     return text + " (but for letter case and leading zeros)" * way[1]

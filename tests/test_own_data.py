@@ -291,6 +291,7 @@ def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
         ("p m", "--group (z.)", "--group: (z.) matches no name, such as i5. Give what images of one group share"),
         ("p m", "--group _", "--group: _ matches no name, such as i5"),
         ("p m", "--group (p", "--group (p: not a regular expression"),
+        ("", "--mask_name foo", "--mask_name foo: no way to name masks"),
         ("p m", "--mask_name foo", "--mask_name foo: no way to name masks"),
     ],
 )
