@@ -58,18 +58,7 @@ def make_plain(
 
     Raises BadInput with all that is wrong, a line for each cause.
     """
-    Classes(meaning.num_classes or 1, meaning.ignore_index)  # raises BadInput
-    if meaning.ignore_index != IGNORED and meaning.num_classes < 2:
-        raise BadInput("--IGNORE_INDEX", f"{meaning.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
-    lists = meaning.train_list or meaning.val_list
-    for option, given, other, beside in (
-        ("--foreground", meaning.foreground, "--colours", meaning.colours),
-        ("--foreground", meaning.foreground, "--NUM_CLASSES", meaning.num_classes > 1),
-        ("--IGNORE_INDEX", meaning.ignore_index != IGNORED, "--colours", meaning.colours),
-        ("--train_list or --val_list", lists, "four folders", len(sources) == 4),
-    ):
-        if given and beside:
-            raise BadInput(option, f"says nothing beside {other}", "Give one of the two")
+    _refuse_contradictions(sources, meaning)
     samples, bad, unused, names = _find(sources, meaning)
     colours = read_colours(meaning.colours) if meaning.colours else []
     if colours:
@@ -94,41 +83,54 @@ def make_plain(
             origins |= {str(new): old for new, old in zip(pair, own, strict=True) if new != old}
     if unlisted:
         told = ", ".join(f"{colour} ({n / len(samples):.2%})" for colour, n in unlisted.most_common(8))
-        remedy = "Add a line for each, called ignore if its pixels are to be left out"
         more = f" and {len(unlisted) - 8} more" if len(unlisted) > 8 else ""
+        remedy = "Add a line for each, called ignore if its pixels are to be left out"
         raise BadInput(meaning.colours, f"lacks colours of the masks: {told}{more}", remedy)
     if not pairs:
         _tell(bad or [BadInput(sources[0], "nothing that can be used", "Give other folders or lists")], meaning)
+    if names:
+        written = [Path(path) for path in origins if path.endswith(".mask.png")]
+        classes = classes_written(written, len(names))
+    else:  # masks with another number for ignored pixels are written anew
+        classes = Classes(1 if meaning.foreground else meaning.num_classes or 1)
+    folders = [source for source in dict.fromkeys(sources) if Path(source).is_dir()]
+    skipped = [Path(folder, name) for folder in folders for name in list_files(Path(folder), False)]
+    found = Scan(list(pairs), [], unused, [], skipped)
     sizes = [known for image, _ in pairs if (known := image_size(image))] or [(160, 240)]
-    given, size = size, size or suggest_size(sizes)
-    drawn = not isinstance(samples[0].masks, list)
-    if drawn or colours:
-        classes = classes_written([Path(path) for path in origins if path.endswith(".mask.png")], len(names))
-    else:
-        count = 1 if meaning.foreground else meaning.num_classes or 1
-        classes = Classes(count)  # masks with another number for ignored pixels are written anew
-    skipped = [
-        Path(source, name) for source in {*sources} if Path(source).is_dir() for name in list_files(source, False)
-    ]
-    scan = Scan(list(pairs), [], unused, [], skipped)
-    folders = (sources[0], sources[min(1, len(sources) - 1)])
-    cache = cache_dir if not origins else ""
-    reading = Reading(size, classes, meaning.in_channels or 3, meaning.range or WHITE)
-    prepared = prepare(*folders, reading, cache, scan)
-    if not (drawn or colours or meaning.foreground or meaning.num_classes):
+
+    def read(reading: Reading) -> Prepared:
+        cache = "" if origins else cache_dir
+        return prepare(sources[0], sources[min(1, len(sources) - 1)], reading, cache, found)
+
+    reading = Reading(size or suggest_size(sizes), classes, meaning.in_channels or 3, meaning.range or WHITE)
+    prepared, crop = read(reading), 0
+    if not (names or meaning.foreground or meaning.num_classes):
         classes = classes_in(prepared, meaning.ignore_index)
         if classes.multiclass:
             print(f"masks hold the numbers 0 to {classes.count - 1}: NUM_CLASSES is {classes.count}")
-            reading = replace(reading, classes=classes)
-            prepared = prepare(*folders, reading, cache, scan)
-    for area in (2 * AREA, 4 * AREA):
-        if not given and loses_detail(prepared):
-            prepared = prepare(*folders, replace(reading, size=suggest_size(sizes, area)), cache, scan)
-    crop = 0
-    if not given and loses_detail(prepared):
-        crop = min(CROP, max(map(max, sizes)) // 16 * 16)
-        prepared = prepare(*folders, replace(reading, size=None), cache, scan)
+            prepared = read(reading := replace(reading, classes=classes))
+    for area in (2 * AREA, 4 * AREA, None):
+        if not size and loses_detail(prepared):
+            crop = 0 if area else min(CROP, max(map(max, sizes)) // 16 * 16)
+            prepared = read(replace(reading, size=suggest_size(sizes, area) if area else None))
     return _without_bad(Plain(pairs, prepared, names, origins, crop), bad, meaning)
+
+
+def _refuse_contradictions(sources: Sequence[str], meaning: Meaning) -> None:
+    """Raise BadInput if one option makes another one say nothing."""
+    Classes(meaning.num_classes or 1, meaning.ignore_index)  # raises BadInput
+    another = meaning.ignore_index != IGNORED
+    if another and meaning.num_classes < 2:
+        raise BadInput("--IGNORE_INDEX", f"{meaning.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
+    lists = meaning.train_list or meaning.val_list
+    for option, given, other, beside in (
+        ("--foreground", meaning.foreground, "--colours", meaning.colours),
+        ("--foreground", meaning.foreground, "--NUM_CLASSES", meaning.num_classes > 1),
+        ("--IGNORE_INDEX", another, "--colours", meaning.colours),
+        ("--train_list or --val_list", lists, "four folders", len(sources) == 4),
+    ):
+        if given and beside:
+            raise BadInput(option, f"says nothing beside {other}", "Give one of the two")
 
 
 def _without_bad(plain: Plain, bad: Sequence[BadInput], meaning: Meaning) -> Plain:
