@@ -60,6 +60,8 @@ def make_plain(
     """
     _refuse_contradictions(sources, meaning)
     samples, bad, unused, names = _find(sources, meaning)
+    if names and (meaning.foreground or meaning.colours):
+        raise BadInput(sources[-1], "outlines, of which --foreground and --colours say nothing", "Leave them out")
     colours = read_colours(meaning.colours) if meaning.colours else []
     if colours:
         by_number = {colour.number: colour.name for colour in colours if colour.number < IGNORED}

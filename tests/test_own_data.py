@@ -214,17 +214,6 @@ def test_sets_that_are_split_already(tmp_path, capsys):
     split(tmp_path, *pairs[:2], "--val_list", str(tmp_path / "val.txt"))
     assert names(tmp_path / "data/val_images") == {"00_training.tif", "03_training.tif"}
     assert "val.txt: 1 name that no image has, 99 for one" in capsys.readouterr().err
-    for lists, says in (
-        ({"val": "99\n"}, "val.txt: no image by any of its 1 name"),
-        ({"val": "\n"}, "val.txt: no image by any of its 0 names"),
-        ({"val": "00_training\n", "train": "00_training\n"}, "val.txt: 00_training.tif is in the other list, too"),
-    ):
-        words = []
-        for part, text in lists.items():
-            (tmp_path / f"{part}.txt").write_text(text)
-            words += [f"--{part}_list", str(tmp_path / f"{part}.txt")]
-        with pytest.raises(BadInput, match=says):
-            split(tmp_path, *pairs[:2], *words)
 
 
 def test_groups_by_a_pattern_and_identical_images_stay_together(tmp_path, capsys):
@@ -287,7 +276,10 @@ def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
         ("p m", "--foreground 1 --NUM_CLASSES 2", "--foreground: says nothing beside --NUM_CLASSES"),
         ("p m p m", "--val_list {list}", "--train_list or --val_list: says nothing beside four folders"),
         ("p m p m", "--group (.)", "--group: says nothing of a set that is split already. Leave it out"),
-        ("p m", "--val_list {raw}/val.txt --group (.)", "--group: says nothing of a set that is split already"),
+        ("p m", "--val_list {none}", "none.txt: no image by any of its 1 name"),
+        ("p m", "--val_list {empty}", "empty.txt: no image by any of its 0 names"),
+        ("p m", "--val_list {val} --train_list {val}", "val.txt: i0.png is in the other list, too"),
+        ("p m", "--val_list {val} --group (.)", "--group: says nothing of a set that is split already"),
         ("p m", "--group (z.)", "--group: (z.) matches no name, such as i5. Give what images of one group share"),
         ("p m", "--group _", "--group: _ matches no name, such as i5"),
         ("p m", "--group (p", "--group (p: not a regular expression"),
@@ -299,9 +291,11 @@ def test_what_contradicts_itself_is_refused_in_one_line(tmp_path, sources, words
     for n in range(6):
         draw(tmp_path / f"raw/p/i{n}.png", n)
         mask(tmp_path / f"raw/m/i{n}.png", 255)
-    (tmp_path / "list.txt").write_text("0 0 0 other\n255 255 255 car\n")
-    (tmp_path / "raw/val.txt").write_text("i0\n")
-    places = {"raw": tmp_path / "raw", "list": tmp_path / "list.txt"}
+    places = {"raw": tmp_path / "raw"}
+    lists = {"list": "0 0 0 other\n255 255 255 car\n", "val": "i0\n", "none": "99\n", "empty": "\n"}
+    for name, text in lists.items():
+        places[name] = tmp_path / f"{name}.txt"
+        places[name].write_text(text)
     folders = [str(tmp_path / "raw" / name) for name in sources.split()]
     with pytest.raises(BadInput) as caught:
         split(tmp_path, *folders, *words.format(**places).split())
@@ -399,3 +393,5 @@ def test_outlines_instead_of_masks(tmp_path):
     masks = written(split(tmp_path, str(tmp_path / "raw"), str(tmp_path / "coco.json")))
     assert [(np.unique(values).tolist(), (values > 0).sum()) for values in masks.values()] == [([0, 255], 200)] * 4
     assert json.loads((tmp_path / "data/dataset.json").read_text())["CLASS_NAMES"] == ["background", "car"]
+    with pytest.raises(BadInput, match="coco.json: outlines, of which --foreground and --colours say nothing"):
+        split(tmp_path, str(tmp_path / "raw"), str(tmp_path / "coco.json"), "--foreground", "1")

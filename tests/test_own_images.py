@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageDraw
 from support.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
-THINGS = ("leaf", "coin", "cup", "fish")
+THINGS = ("coin", "fish")
 SMALL = "--IMAGE_HEIGHT 64 --IMAGE_WIDTH 64 --FEATURES 8 16 32 --NUM_EPOCHS 8"
 SIZES = [(360, 240), (240, 360), (320, 180), (260, 260), (200, 400), (301, 203)]  # width and height
 
@@ -36,14 +36,6 @@ def outline(thing: str, size: tuple[int, int], rng: np.random.Generator) -> Imag
     x, y = (rng.uniform(0.4, 0.6) * side for side in size)
     if thing == "coin":
         draw.ellipse((x - r, y - r, x + r, y + r), 255)
-    elif thing == "cup":
-        draw.ellipse((x + r * 0.3, y - r * 0.5, x + r * 1.3, y + r * 0.5), outline=255, width=round(r / 4))
-        draw.rounded_rectangle((x - r, y - r, x + r * 0.8, y + r), r / 4, 255)
-    elif thing == "leaf":
-        t = np.linspace(-1, 1, 40)
-        edge = 0.55 * (1 - t**2) * (1 + 0.1 * np.cos(40 * t))
-        rows = np.concatenate([np.stack([t, edge], 1), np.stack([-t, -edge[::-1]], 1)])
-        draw.polygon([(x + 1.3 * r * u, y + 1.3 * r * v) for u, v in rows], 255)
     else:
         draw.ellipse((x - 1.2 * r, y - r / 2, x + 0.8 * r, y + r / 2), 255)
         draw.polygon([(x + 0.5 * r, y), (x + 1.3 * r, y - r / 2), (x + 1.3 * r, y + r / 2)], 255)
