@@ -69,7 +69,7 @@ MASK_DIR = ""  # true masks to score against; "" doesn't score
 SUBMISSION = ""  # a file for Kaggle, img,rle_mask at 1918x1280; "" writes none
 
 THRESHOLD = 0.5  # of the probability: a pixel above it is foreground; several classes have none
-VIEWS = 1  # test-time augmentation (TTA), a mean: 2 with the mirror image, 4 upside down, too, 8 also rotated
+VIEWS = 1  # test-time augmentation: 2 adds the mirror image; 4 and 8 turn it, for images that have no up
 
 IMAGE_HEIGHT = "auto"  # pixels that the network sees; auto is what the checkpoint says
 IMAGE_WIDTH = "auto"  # pixels

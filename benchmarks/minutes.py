@@ -32,7 +32,7 @@ from support.options import ConstantParser
 from support.pairs import find_pairs
 from support.pretrained import LITE0, load_pretrained
 from support.reading import Reading
-from utils import check_accuracy, count_overlap, dice_scores
+from utils import check_accuracy, count_overlap, image_scores
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks
@@ -140,7 +140,7 @@ def score(network: nn.Module, item: tuple, truth: tuple, precision: torch.dtype)
     with torch.no_grad(), autocast(device, precision):
         logits = network(item[0].unsqueeze(0).to(device))
     logits = F.interpolate(logits.float(), truth[1].shape, mode="bilinear", align_corners=False)
-    return dice_scores(count_overlap(logits[:, 0] > 0, truth[1].unsqueeze(0).to(device) > 0)).item()
+    return image_scores(count_overlap(logits[:, 0] > 0, truth[1].unsqueeze(0).to(device) > 0))["dice"].item()
 
 
 def measure(o: Any) -> Iterator[Point]:
