@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import train
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup
     train.PRECISION = config.getoption("--precision")
     train.NUM_THREADS = 1
     torch.set_num_threads(1)
