@@ -28,7 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     import train
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have ignored
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     train.PRECISION = config.getoption("--precision")
     train.NUM_THREADS = 1
     torch.set_num_threads(1)
