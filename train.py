@@ -103,6 +103,7 @@ LOAD_MODEL = False  # True resumes from my_checkpoint.pth.tar
 SAVE_MINUTES = 10.0  # between checkpoints within an epoch; each epoch ends with one
 OUT_DIR = "."  # folder of my_checkpoint.pth.tar, saved_images/ and runs/
 FULL_SIZE_SCORES = True  # scores the best checkpoint at the images' own sizes, after training
+FULL_SIZE_EVERY = 0  # epochs after which the network is scored so, too, which takes longer; 0 is never
 NUM_SAVED_IMAGES = 8  # validation images to draw after each epoch: half the same ones, half the worst
 
 
@@ -324,14 +325,20 @@ def show_epoch(
     run.logger.add("val", run.total_steps, scores, grid, table)
 
 
-def score_at_full_size(run: Run, model: nn.Module, dataset: CarvanaDataset, precision: torch.dtype) -> None:
-    """Print and save what the run's best checkpoint scores on the validation images at their own sizes."""
-    if run.writer.best.exists():
-        best = read_checkpoint(run.writer.best)
-        load_checkpoint(best, model, name=str(run.writer.best))
-        scores = score_images(dataset.pairs, model, replace(dataset.reading, size=trained_size(best)), precision)
-        print(describe_scores(scores, f"best checkpoint, {counted(len(dataset), 'image')} at their own sizes"))
-        save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
+def score_at_full_size(
+    run: Run, model: nn.Module, size: Size, dataset: CarvanaDataset, precision: torch.dtype, which: str
+) -> None:
+    """Print and save how a network that sees images of `size` scores on validation images of their own sizes."""
+    scores = score_images(dataset.pairs, model, replace(dataset.reading, size=size), precision)
+    print(describe_scores(scores, f"{which}, {counted(len(dataset), 'image')} at their own sizes"))
+    save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
+
+
+def load_best(run: Run, model: nn.Module) -> Size:
+    """Give `model` the weights of the run's best checkpoint, and return the size that it was trained at."""
+    best = read_checkpoint(run.writer.best)
+    load_checkpoint(best, model, name=str(run.writer.best))
+    return trained_size(best)
 
 
 def seconds_at_full_size(model: nn.Module, dataset: CarvanaDataset, precision: torch.dtype) -> float:
@@ -355,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
     start = read_checkpoint(options.START_FROM) if options.START_FROM and not state else None
 
     train_loader, val_loader, images = load_data(options, group)
-    batch_size = train_loader.batch_sampler.batch_size
+    batch_size, val_set = train_loader.batch_sampler.batch_size, val_loader.dataset
     settle(options, state, start, group, precision, batch_size, len(train_loader))
     model, train_model = make_model(options, group, precision, batch_size, state, start)
     loss_fn = CEDiceLoss() if options.NUM_CLASSES > 1 else BCEDiceLoss()
@@ -366,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
     run.begin(state)
     at_full_size = options.FULL_SIZE_SCORES and group.is_main and not options.CROP  # which validates at full size
     if options.TIME_LIMIT and at_full_size:
-        run.clock.at_end = seconds_at_full_size(model, val_loader.dataset, precision)
+        run.clock.at_end = seconds_at_full_size(model, val_set, precision)
     print(describe(options, train_loader, val_loader, group, precision))
 
     with explain_limits(f"batches of {batch_size} images of {options.IMAGE_WIDTH}x{options.IMAGE_HEIGHT}"), run:
@@ -393,9 +400,11 @@ def main(argv: list[str] | None = None) -> None:
             )
             if group.is_main:
                 show_epoch(run, scores, val_loader, network, options.NUM_SAVED_IMAGES, precision)
+                if options.FULL_SIZE_EVERY and not options.CROP and (run.epoch + 1) % options.FULL_SIZE_EVERY == 0:
+                    score_at_full_size(run, model, run.image_size, val_set, precision, f"epoch {run.epoch + 1}")
             run.finish_epoch(scores["dice"])
-    if at_full_size:
-        score_at_full_size(run, model, val_loader.dataset, precision)
+    if at_full_size and run.writer.best.exists():
+        score_at_full_size(run, model, load_best(run, model), val_set, precision, "best checkpoint")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def _all_from_1(values: Sequence[Any]) -> bool:
 # What a constant's value must be, by name: a test, and how to say it. Holds for the file and the command line.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("MIN_STEPS", "ACCUMULATION_STEPS", "STEPS", "REPEATS"), _at_least(1)),
-    **dict.fromkeys(("PATIENCE", "CROP", "NUM_SAVED_IMAGES", "EPOCH_IMAGES"), _at_least(0)),
+    **dict.fromkeys(("PATIENCE", "CROP", "NUM_SAVED_IMAGES", "EPOCH_IMAGES", "FULL_SIZE_EVERY"), _at_least(0)),
     **dict.fromkeys(("IMAGE_HEIGHT", "IMAGE_WIDTH"), (lambda v: v == "auto" or v >= 1, "1 or more")),
     **dict.fromkeys(("BATCH_SIZE", "NUM_EPOCHS"), _at_least(1, auto=True)),
     "NUM_WORKERS": _at_least(0, auto=True),

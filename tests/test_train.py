@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+import predict
 import train
 from dataset import CarvanaDataset, make_transforms
 from losses import BCEDiceLoss
@@ -345,3 +347,13 @@ def test_compiling_without_a_compiler_is_refused_in_one_line(folders, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "batches of 2 images of 48x32: COMPILE finds no compiler (" in done.stderr
+
+
+def test_scores_at_the_images_own_sizes_are_those_of_predict(folders, tmp_path, capsys):
+    train.main([*folders, "--FULL_SIZE_EVERY", "2", "--OUT_DIR", str(tmp_path)])
+    lines = re.findall(r"(.*), 5 images at their own sizes: (dice .*)", capsys.readouterr().out)
+    assert [which for which, _ in lines] == ["epoch 2", "best checkpoint"]
+    checkpoint = ["--CHECKPOINT", str(tmp_path / "best_checkpoint.pth.tar"), "--DEVICE", "cpu"]
+    predict.main([folders[5], "--MASK_DIR", folders[7], *checkpoint, "--OUT", str(tmp_path / "masks")])
+    assert f"at full size: {lines[1][1]}" in capsys.readouterr().out
+    assert (tmp_path / "saved_images" / "full_size" / "scores.csv").read_text().count("\n") == 6
