@@ -91,7 +91,11 @@ def zeropower_via_newtonschulz(matrices: Sequence[Tensor], steps: int = 3) -> li
     for size in {stack.shape[1] for stack in wide}:
         indices = [index for index, stack in enumerate(wide) if stack.shape[1] == size]
         gram = torch.cat([wide[index] @ wide[index].mT for index in indices])
-        norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-30)  # at least the largest value's square
+        # By the Frobenius norm, which is at least the largest value's square; by the trace first, since of small
+        # gradients the Gram matrix's own squares are 0 in float32.
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None].clamp(min=1e-30)
+        gram /= trace
+        norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-6)
         gram /= norm
         product = None
         for step in range(steps):
@@ -100,7 +104,7 @@ def zeropower_via_newtonschulz(matrices: Sequence[Tensor], steps: int = 3) -> li
             product = polynomial if product is None else polynomial @ product
             if step < steps - 1:
                 gram = polynomial @ gram @ polynomial
-        product /= norm.sqrt()
+        product /= (trace * norm).sqrt()
         for index, factor in zip(indices, product.split([len(wide[index]) for index in indices]), strict=True):
             results[index] = factor @ wide[index]
     return [

@@ -22,6 +22,18 @@ def test_orthogonalised_of_nothing_is_nothing():
     assert not zeropower_via_newtonschulz([torch.zeros(1, 4, 6)])[0].any()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-14, 1e-13, 1e-11, 1e-8, 1e8, 1e15])
+def test_orthogonalised_is_the_same_however_small_or_large_the_updates_are(scale):
+    """Down to those that vanish: of 1e-13, the Gram matrix's own squares are 0 in float32."""
+    torch.manual_seed(0)
+    stack = torch.randn(1, 16, 40)
+    expected, found = (zeropower_via_newtonschulz([stack * factor])[0] for factor in (1, scale))
+    if scale < 1e-15:
+        assert found.abs().max() < 1
+    else:
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_many_updates_at_once_are_those_of_each_alone(layout):
     torch.manual_seed(0)
