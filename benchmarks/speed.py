@@ -125,8 +125,9 @@ def stepping(o: Any, device: torch.device) -> Iterator[str]:
     rates = common.take_turns(o.REPEATS, *turns)
     yield row("training step, synthetic batch: images/s", *rates)
     peak, work = common.matrix_peak(device), common.flop_per_image(o)
+    kind = str(common.peak_precision(device)).removeprefix("torch.")
     shares = ([100 * rate * work / peak for rate in side] for side in rates)
-    yield row(f"the same, % of the bfloat16 matrix product's {peak / 1e12:.3g} TFLOP/s", *shares)
+    yield row(f"the same, % of a {kind} matrix product's {peak / 1e12:.3g} TFLOP/s", *shares)
 
 
 def whole_epoch(o: Any, device: torch.device, pairs: list[Pair]) -> list[str]:

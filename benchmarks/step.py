@@ -132,7 +132,7 @@ def compare_settings(o: Any, names: list[str]) -> Iterator[str]:
             f"{found.memory:.0f}",
             common.show([found.first]),
         )
-    yield "\nThe % are of a large bfloat16 matrix product's rate, measured in the same run."
+    yield "\nThe % are of a large matrix product's rate, in the fastest precision, measured in the same run."
     yield "The memory includes what the first step tries."
 
 
@@ -212,7 +212,7 @@ def find_bounds(o: Any) -> list[str]:
     return [
         *lines,
         f"\nA step takes {1e3 * whole:.2f} ms by the clock; in {1e3 * seen:.2f} of them the profiler "
-        f"sees the device at work. Were each kind done at {peak / 1e12:.3g} TFLOP/s, a bfloat16 product's, or at "
+        f"sees the device at work. Were each kind done at {peak / 1e12:.3g} TFLOP/s, a matrix product's, or at "
         f"{rate / 1e9:.3g} GB/s, a large copy's, whichever takes longer, it would take {1e3 * least:.2f} ms.",
     ]
 
