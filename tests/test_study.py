@@ -61,4 +61,5 @@ def test_sigterm_ends_its_run_too_and_leaves_nothing(folders, tmp_path):
         time.sleep(0.1)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
-    assert members(process.pid) == [] and {*(tmp_path / "in").iterdir()} == before
+    left = {path for path in (tmp_path / "in").iterdir() if path.name[:13] != "torchinductor"}  # torch's own cache
+    assert members(process.pid) == [] and left == before
