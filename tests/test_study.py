@@ -61,5 +61,10 @@ def test_sigterm_ends_its_run_too_and_leaves_nothing(folders, tmp_path):
         time.sleep(0.1)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
-    left = {path for path in (tmp_path / "in").iterdir() if path.name[:13] != "torchinductor"}  # torch's own cache
-    assert members(process.pid) == [] and left == before
+    # torch's own cache may stay, and a process may take a moment to go.
+    left = lambda: {path for path in (tmp_path / "in").iterdir() if path.name[:13] != "torchinductor"}  # noqa: E731
+    for _ in range(100):
+        if not members(process.pid) and left() == before:
+            break
+        time.sleep(0.1)
+    assert members(process.pid) == [] and left() == before
