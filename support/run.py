@@ -181,6 +181,15 @@ class Run:
             print(f"{limit} is reached: give a larger one to train on")
 
     def _restore(self, state: dict[str, Any], name: str) -> None:
+        if "loss_sum" not in state:  # as earlier versions wrote it: the losses of the whole epoch
+            state = state | {"loss_sum": state["losses"].sum(), "losses": torch.empty(0)}
+        state = {  # nor did they write these
+            "images": self.metadata["images"],
+            "full_size_dice": [],
+            "steps_per_epoch": len(self.batches),
+            "elapsed": 0.0,
+            "num_threads": torch.get_num_threads(),
+        } | state
         # The optimizer's state comes with the settings that it had: those in force now are the options'.
         param_groups = self.optimizer.param_groups
         in_force = [{key: group[key] for key in group.keys() - {"params"}} for group in param_groups]

@@ -214,6 +214,19 @@ def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, ca
     assert bool(changed or printed != scores) == bool(piece), changed[:5]
 
 
+def test_a_checkpoint_of_an_earlier_version_resumes(folders, tmp_path):
+    train.main([*folders, "--OUT_DIR", str(tmp_path / "new")])
+    (old := tmp_path / "old").mkdir()
+    state = read_checkpoint(tmp_path / "new/my_checkpoint.pth.tar")
+    later = ("images", "loss_sum", "full_size_dice", "steps_per_epoch", "elapsed", "num_threads")
+    save_checkpoint({key: value for key, value in state.items() if key not in later}, old / "my_checkpoint.pth.tar")
+    weights = []
+    for out in (tmp_path / "new", old):
+        train.main([*folders, "--LOAD_MODEL", "--NUM_EPOCHS", "3", "--OUT_DIR", str(out)])
+        weights.append(read_checkpoint(out / "my_checkpoint.pth.tar")["state_dict"])
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
 def test_patience_counts_epochs_at_full_size_and_over_interruptions(folders, tmp_path, monkeypatch, capsys):
     half_size, full_size = [0.9, 0.1, 0.1, 0.1, 0.1], [0.3, 0.2, 0.5, 0.4, 0.45]
     check_accuracy = train.check_accuracy
