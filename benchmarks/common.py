@@ -31,7 +31,7 @@ import train
 from losses import BCEDiceLoss
 from model import UNET
 from support.device import choose_memory_format, choose_precision, count_cores
-from support.errors import exit_on_sigterm, run_script
+from support.errors import BadInput, exit_on_sigterm, run_script
 from support.reading import Pair
 
 
@@ -78,6 +78,14 @@ def plain_epoch(
         loop.set_postfix(loss=loss.item())
 
 
+def make_network(features: list[int], encoder: str = "") -> UNET:
+    """The network, with one of timm's as its way down if `encoder` names it. Raises BadInput if they don't fit."""
+    try:
+        return UNET(features=features, encoder=encoder or None)
+    except ValueError as error:
+        raise BadInput("ENCODER", str(error), "Give other FEATURES") from error
+
+
 class Side:
     """One side of a comparison: the plain loop or train.py's, with its network and all that trains it. `precision`,
     `layout`, `optimizer` and `compile_mode` take the place of train.py's own choices; `encoder` is one of timm's
@@ -100,9 +108,7 @@ class Side:
         self.plain, self.device = plain, device
         self.precision = choose_precision(precision, device)
         layout = layout or (torch.contiguous_format if plain else choose_memory_format(device, self.precision))
-        self.model = UNET(features=features, encoder=encoder if encoder and not plain else None).to(
-            device, memory_format=layout
-        )
+        self.model = make_network(features, "" if plain else encoder).to(device, memory_format=layout)
         if compile_mode:
             self.model.compile(mode=compile_mode, dynamic=False)
         adam = partial(torch.optim.Adam, lr=1e-4)  # the tutorial's
@@ -234,7 +240,7 @@ def matrix_peak(device: torch.device) -> float:
 def flop_per_image(o: Any) -> float:
     """FLOP of one image, forward and backward, counted."""
     with FlopCounterMode(display=False) as counter:
-        model = UNET(features=o.FEATURES, encoder=o.ENCODER or None)
+        model = make_network(o.FEATURES, o.ENCODER)
         model(torch.rand(1, 3, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)).sum().backward()
     return counter.get_total_flops()
 

@@ -10,11 +10,11 @@ Each run of train.py has a process of its own. A rival trains for as many second
 RUNS took; validation, start and pictures don't count.
 """
 
+import math
 import shlex
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import albumentations as A
@@ -116,7 +116,7 @@ def smp_dice(o: Any, seconds: float, seed: int) -> tuple[float, float]:
         while (share := (time.perf_counter() - began) / seconds) < 1:
             for batch, masks in DataLoader(train_set, 4, shuffle=True, drop_last=True):
                 share = min(1, (time.perf_counter() - began) / seconds)
-                warm, fall = share / 0.1, 0.5 + 0.5 * torch.cos(torch.tensor((share - 0.1) / 0.9 * torch.pi)).item()
+                warm, fall = share / 0.1, 0.5 + 0.5 * math.cos(math.pi * (share - 0.1) / 0.9)
                 optimizer.param_groups[0]["lr"] = 1e-3 * (warm if share < 0.1 else fall)
                 batch, masks = batch.to(device, memory_format=torch.channels_last), masks.to(device).unsqueeze(1)
                 with autocast(device, precision):
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and write it into OUT and its picture into CURVE."""
     o = ConstantParser(globals()).parse_args(argv)
     folders = o.TRAIN_IMG_DIR, o.TRAIN_MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR
-    o.TRAIN_IMG_DIR, o.TRAIN_MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR = map(str, map(Path, sample_if_empty(folders)))
+    o.TRAIN_IMG_DIR, o.TRAIN_MASK_DIR, o.VAL_IMG_DIR, o.VAL_MASK_DIR = sample_if_empty(folders)
     points: list[Point] = []
     common.tell(table(o, points), o.OUT)
     if o.CURVE:

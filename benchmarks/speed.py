@@ -28,7 +28,6 @@ import train
 from benchmarks import common
 from dataset import CarvanaDataset, make_transforms
 from losses import BCEDiceLoss
-from model import UNET
 from prepare_data import sample_if_empty
 from support.device import choose_device, choose_num_workers
 from support.errors import counted
@@ -160,7 +159,7 @@ def whole_epoch(o: Any, device: torch.device, pairs: list[Pair]) -> list[str]:
 def largest_batches(o: Any) -> Iterator[str]:
     """The batches that GPUs of three sizes hold, computed: what the backward pass in 16 bits keeps of each image, a
     fifth more for its own work, and 12 bytes a weight (itself, its gradient and its momentum)."""
-    model = UNET(features=o.FEATURES, encoder=o.ENCODER or None)
+    model = common.make_network(o.FEATURES, o.ENCODER)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def kept(images: int) -> int:
