@@ -22,7 +22,8 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def _at_least(least: int, auto: bool = False) -> Rule:
-    return lambda v: (auto and v == "auto") or v >= least, f"{least} or more" + ', or "auto"' * auto
+    told = f"{least} or more" + ', or "auto"' * auto
+    return lambda v: (auto and v == "auto") or (isinstance(v, int) and v >= least), told
 
 
 def _all_from_1(values: Sequence[Any]) -> bool:
@@ -36,7 +37,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("IMAGE_HEIGHT", "IMAGE_WIDTH"), (lambda v: v == "auto" or v >= 1, "1 or more")),
     **dict.fromkeys(("BATCH_SIZE", "NUM_EPOCHS"), _at_least(1, auto=True)),
     "NUM_WORKERS": _at_least(0, auto=True),
-    "NUM_THREADS": (lambda v: v == "auto" or 1 <= v <= 1024, '1 to 1024, or "auto"'),
+    "NUM_THREADS": (lambda v: v == "auto" or (isinstance(v, int) and 1 <= v <= 1024), '1 to 1024, or "auto"'),
     "LEARNING_RATE": (lambda v: 0 < v < math.inf, "a positive number"),
     "SAVE_MINUTES": (lambda v: v > 0, "more than 0"),
     "TIME_LIMIT": (lambda v: 0 <= v < math.inf, "minutes, or 0 for none"),
