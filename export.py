@@ -29,7 +29,7 @@ from support.files import whole_file, writable_folder
 from support.networks import load_network
 from support.options import ConstantParser
 from support.pairs import find_images
-from support.reading import AS_IS, Reading, read_image
+from support.reading import AS_IS, Reading, read_image, to_array
 from support.sample import render
 from support.sliding_window import SlidingWindow
 
@@ -73,9 +73,7 @@ def trace(model: FromPixels, reading: Reading) -> ExportedProgram:
     dims = {0: Dim.DYNAMIC} if reading.size else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     images = torch.zeros(2, reading.channels, *(reading.size or (255, 257)), dtype=torch.uint8)
     program = torch.export.export(model, (images,), dynamic_shapes=(dims,))
-    if (
-        reading.size is None
-    ):  # no branch is left, but guards against sizes that take the other: a second trace has none
+    if not reading.size:  # no branch is left, but guards against sizes that take the other: a second trace has none
         program = torch.export.export(program.module(check_guards=False), (images,), dynamic_shapes=(dims,))
     return program
 
@@ -89,7 +87,7 @@ def find_real_images(words: list[str], folder: str, reading: Reading) -> tuple[l
         if words:
             raise
         cars = [Image.fromarray(render(car, 2 + 5 * car)[0]) for car in range(3)]
-        scaled = [np.asarray(car.resize(reading.size[::-1], Image.Resampling.BOX)) for car in cars]
+        scaled = [to_array(car, replace(reading, channels=3)) for car in cars]
         return [car[..., np.arange(reading.channels) % 3] for car in scaled], "3 rendered cars"
     source = counted(len(paths), "image") + ("" if words else f" of {folder}")
     return [read_image(path, reading) for path in paths], source

@@ -29,24 +29,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import make_transforms
 from support import video
 from support.coco import Outline, coco_file, outlines
-from support.device import (
-    autocast,
-    choose_device,
-    count_cores,
-    give_memory_back,
-)
+from support.device import autocast, choose_device, count_cores, give_memory_back
 from support.errors import BadInput, counted, run_script
 from support.files import writable_folder
 from support.networks import load_networks
 from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
-from support.reading import AS_IS, Reading, Size, must_match, read_image, read_mask, read_with_size
+from support.reading import AS_IS, Reading, Size, must_match, read_image, read_mask, read_with_size, to_array
 from support.rle import CARVANA_SIZE, encode, submission_rows
 from support.sliding_window import SlidingWindow
 from support.visualize import (
@@ -122,8 +118,19 @@ def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precisio
 def read_item(pair: tuple[Path, Path | None], reading: Reading, transform: Callable) -> Item:
     """An image as the network sees it; one of its own size, which may be large, as uint8."""
     image, own_size = read_with_size(pair[0], reading)
-    values = transform(image=image)["image"] if reading.size else torch.from_numpy(image).permute(2, 0, 1)
-    return Item(*pair, own_size, values)
+    return Item(*pair, own_size, to_input(image, reading, transform))
+
+
+def to_input(image: np.ndarray, reading: Reading, transform: Callable) -> Tensor:
+    """An image, uint8 (H, W, C), as the network takes it, (C, H, W)."""
+    return transform(image=image)["image"] if reading.size else torch.from_numpy(image).permute(2, 0, 1)
+
+
+def predict_frame(
+    frame: np.ndarray, reading: Reading, transform: Callable, network: Callable[[Tensor], np.ndarray]
+) -> np.ndarray:
+    """Logits, float32 (h, w) or (C, h, w), of a frame of a video, uint8 RGB (H, W, 3)."""
+    return network(to_input(to_array(Image.fromarray(frame), reading), reading, transform)[None])[0]
 
 
 def predict_items(
@@ -331,8 +338,12 @@ def main(argv: list[str] | None = None) -> None:
 
     network = partial(predict_logits, model, views=options.VIEWS, precision=precision)
     threshold = math.log(options.THRESHOLD / (1 - options.THRESHOLD))  # of the logit
+    logits = partial(predict_frame, reading=reading, transform=make_transforms()[1], network=network)
     for file in videos:
-        print(video.predict_video(file, out, network, make_transforms()[1], reading, threshold))
+        if reading.channels not in (1, 3):
+            finding = f"RGB, and the checkpoint's images have {reading.channels} channels"
+            raise BadInput(file, finding, "Give images")
+        print(video.predict_video(file, out, logits, threshold))
     if not images:
         return
     finish = partial(finish_item, reading=reading, kinds=kinds, out=out, threshold=threshold)

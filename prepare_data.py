@@ -71,7 +71,7 @@ def _entries(folder: Path) -> set[str]:
 def _command_that_fits(data: Path) -> str:
     """What to do with images and masks, or archives, that lie in `data` otherwise than train.py reads them."""
     from support.layouts import tell_apart
-    from support.own_data import list_files
+    from support.own_data import list_files, split_command
 
     zips = sorted(name for name in _entries(data) if name.lower().endswith(".zip"))
     if {"train.zip", "train_masks.zip"} <= {*zips}:
@@ -84,12 +84,8 @@ def _command_that_fits(data: Path) -> str:
         return f"Give IMAGES and MASKS to python prepare_data.py split, folders in {data}"
     if all(found):
         folders = [str(data / os.path.commonpath([os.path.dirname(file) for file in some])) for some in found]
-        out = (
-            ["--out", "data_split"]
-            if {*FOLDERS, ""} & {os.path.dirname(file).partition("/")[0] for file in files}
-            else []
-        )
-        return f"Give {shlex.join(['python', 'prepare_data.py', 'split', *dict.fromkeys(folders), *out])}"
+        taken = {*FOLDERS, ""} & {os.path.dirname(file).partition("/")[0] for file in files}
+        return f"Give {split_command(*dict.fromkeys(folders), *['--out', 'data_split'] * bool(taken))}"
     return f"Unpack {data / zips[0]}, and give the folders to python prepare_data.py split" if zips else ""
 
 

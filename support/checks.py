@@ -42,7 +42,8 @@ def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop
         finding = "the folder of the training images, too"
         raise BadInput(val.image_dir, finding, "Give others for validation: prepare_data.py split shares them out")
     refused = [*refusals(train, smallest), *refusals(val, smallest), *refusals_together(train, val)]
-    report(train), report(val)
+    report(train)
+    report(val)
     if not refused:
         _warn(_warnings_together(train, val))
     refuse(refused)

@@ -26,11 +26,8 @@ FOLDER = "NAME/"  # a scheme: all masks in the folder of their image, or in one 
 
 # What folders of masks and of images are called, and those of one side of a set, when that is taken off.
 MASK_FOLDER = re.compile(r"(mask|label|annot(ation)?|manual|segment\w*|ground.?truth|gtfine|\bgt|\bseg|\btarget)s?")
-MASK_RANKS = (
-    "manual",
-    "^(?!.*(object|instance|visual|colou?r|npy|human|2nd|fov))",
-    "",
-)  # which of several is meant
+# Which of several folders of masks is meant: the first that fits.
+MASK_RANKS = ("manual", "^(?!.*(object|instance|visual|colou?r|npy|human|2nd|fov))", "")
 PARTS = re.compile(r"left|right")  # folders of masks that are each a part of one
 IMAGE_FOLDER = re.compile(r"(\w*image|leftimg8bit|img|photo|picture|\bframe|\binput|\brgb)s?")
 SIDES = {"train": "train", "training": "train", "tr": "train", "test": "test", "testing": "test", "ts": "test"}

@@ -171,8 +171,10 @@ def _cache_path(pairs: list[Pair], reading: Reading, folder: str | Path) -> Path
 
 def _stamp(file: Path) -> tuple[str, int, int]:
     """What changes with a file; a broken link has no length and no time."""
-    status = file.stat() if os.path.exists(file) else None
-    return (file.name, status.st_size, status.st_mtime_ns) if status else (file.name, 0, 0)
+    with suppress(OSError):
+        status = file.stat()
+        return file.name, status.st_size, status.st_mtime_ns
+    return file.name, 0, 0
 
 
 def _has_room(path: Path, pairs: list[Pair], reading: Reading) -> bool:

@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,6 @@ FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever 
 Image.MAX_IMAGE_PIXELS = 2**28  # 16,384 squared: more in a file's header is taken for an attack on the memory
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # texts and profiles of megabytes are common
 IGNORED = 255  # in arrays of classes, whatever value files have for it: neither trained nor scored
-for library in ("PIL", "tifffile"):
-    logging.getLogger(library).setLevel(logging.CRITICAL)  # about odd tags, say, which change nothing
 ORIENTATION = 0x0112  # the EXIF tag, 1 to 8; 1 is upright, and the others come to it by
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -130,17 +129,14 @@ def read_with_size(path: str | Path, reading: Reading = AS_IS) -> tuple[np.ndarr
 
 def image_size(path: Path) -> Size | None:
     """An upright image's (height, width), from its header; None if that can't be read."""
-    if not path.is_file():  # reading from a pipe would wait for ever
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd tags, say
-            with Image.open(path) as image:
-                return image.size if _is_turned(image) else image.size[::-1]
-    except Exception:  # a TIFF of many bands, or broken: what is wrong is found when it is read
-        with suppress(Exception), _open_tiff(path) as file:
+    with _quietly(), suppress(Exception):  # what is wrong is found when it is read
+        if not path.is_file():  # reading from a pipe would wait for ever
+            return None
+        with suppress(Exception), Image.open(path) as image:
+            return image.size if _is_turned(image) else image.size[::-1]
+        with _open_tiff(path) as file:  # of many bands
             return file.pages[0].imagelength, file.pages[0].imagewidth
-        return None
+    return None
 
 
 def read_mask(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
@@ -233,8 +229,7 @@ def _decode(path: str | Path, reading: Reading = AS_IS) -> _Decoded:
         if os.path.exists(path) and not os.path.isfile(path):  # reading from a pipe would wait for ever
             raise BadInput(path, "a folder, a pipe or a device", remedy)
         data = Path(path).read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd tags, say, which change nothing
+        with _quietly():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _decode_pixels(path, data, reading)
     except BadInput:
@@ -285,6 +280,16 @@ def _decode_pixels(path: str | Path, data: bytes, reading: Reading) -> _Decoded:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
         values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
     return _Decoded(data, image, size, orientation, lossy, bits == 16, values)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what Pillow and tifffile say about odd tags, which change nothing."""
+    for library in ("PIL", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _open_tiff(source: Path | io.BytesIO) -> Any:
@@ -357,7 +362,12 @@ def _to_image(decoded: _Decoded, path: str | Path, reading: Reading) -> np.ndarr
         return np.dstack([_scale(Image.fromarray(values[..., band]), reading.size) for band in range(channels)])
     if values is not None:
         image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-    return np.atleast_3d(np.array(_scale(image.convert("L" if channels == 1 else "RGB"), reading.size)))
+    return to_array(image, reading)
+
+
+def to_array(image: Image.Image, reading: Reading) -> np.ndarray:
+    """An image of Pillow's as `read_image` gives it, gray or RGB: uint8 (H, W, 1) or (H, W, 3)."""
+    return np.atleast_3d(np.array(_scale(image.convert("L" if reading.channels == 1 else "RGB"), reading.size)))
 
 
 def _to_mask(

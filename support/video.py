@@ -5,31 +5,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from support.errors import BadInput, counted
 from support.files import writable_folder
-from support.reading import Reading
 from support.visualize import overlay, save_mask, scale_to_mask
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"}
 
 
-def predict_video(
-    path: Path,
-    out: Path,
-    network: Callable[[Tensor], np.ndarray],
-    transform: Callable[..., dict],
-    reading: Reading,
-    threshold: float,
-) -> str:
+def predict_video(path: Path, out: Path, logits: Callable[[np.ndarray], np.ndarray], threshold: float) -> str:
     """Write the mask of each frame, `out`/NAME/000000.png and on, and `out`/NAME_overlay.mp4, the video with the
-    masks' boundaries. Returns a line about them. Raises BadInput for a file that OpenCV can't read as a video."""
-    if reading.channels not in (1, 3):
-        raise BadInput(path, f"RGB, and the checkpoint's images have {reading.channels} channels", "Give images")
+    masks' boundaries. `logits` gives those of a frame, uint8 RGB (H, W, 3); a pixel is foreground if its own is
+    above `threshold`. Returns a line about them. Raises BadInput for a file that OpenCV can't read as a video."""
     video = cv2.VideoCapture(str(path))
     found, frame = video.read()
     if not found:
@@ -41,13 +29,7 @@ def predict_video(
     with bar:
         while found:
             image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            seen = image if reading.channels == 3 else cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
-            if reading.size:
-                scaled = Image.fromarray(seen).resize(reading.size[::-1], Image.Resampling.BOX)
-                values = transform(image=np.atleast_3d(scaled))["image"]
-            else:
-                values = torch.from_numpy(np.atleast_3d(seen)).permute(2, 0, 1)
-            mask = scale_to_mask(network(values[None])[0], size, threshold)
+            mask = scale_to_mask(logits(image), size, threshold)
             save_mask(mask, masks / f"{bar.n:06d}.png")
             written.write(cv2.cvtColor(overlay(image, mask), cv2.COLOR_RGB2BGR))
             bar.update()
