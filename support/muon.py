@@ -34,11 +34,7 @@ class Muon(torch.optim.Optimizer):
             loss = closure() if closure else None
         for group in self.param_groups:
             given = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if all(parameter.device.type == "cpu" for parameter in given):  # it likes one at a time, in its cache
-                batches = [[parameter] for parameter in given]
-            else:  # a GPU likes few launches
-                batches = [[p for p in given if p.ndim > 1], [p for p in given if p.ndim < 2]]
-            for parameters in filter(None, batches):
+            for parameters in filter(None, ([p for p in given if p.ndim > 1], [p for p in given if p.ndim < 2])):
                 matrices = parameters[0].ndim > 1 and group.get("orthogonal", True)
                 self._update(parameters, group["lr"], group["momentum"], matrices)
         return loss
@@ -84,7 +80,7 @@ def zeropower_via_newtonschulz(matrices: Sequence[Tensor], steps: int = 3) -> li
     1.2) unless they were tiny beside the largest.
 
     Newton-Schulz iterations with Jordan's coefficients, on the Gram matrices (m, m), which are far smaller than a
-    convolution's weights, and on all of one size at once, which is what a GPU likes.
+    convolution's weights, and on all of one size at once, which takes few launches.
     """
     wide = [stack.mT if stack.shape[1] > stack.shape[2] else stack for stack in matrices]
     results = list(wide)
