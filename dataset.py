@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from support.errors import refuse
@@ -24,8 +23,8 @@ from albumentations.pytorch import ToTensorV2  # noqa: E402
 
 
 def make_transforms() -> tuple[A.Compose, A.Compose]:
-    """What is done to a sample on its way to the network, in training and in validation. Sizes stay as they are."""
-    to_tensor = [A.Normalize(mean=0, std=1, max_pixel_value=255), ToTensorV2()]  # float32 (C, H, W) in [0, 1]
+    """What is done to a sample on its way to the network, in training and in validation. Sizes stay as they are,
+    and images uint8, (C, H, W): the network makes floats of them on its device."""
     augment = [
         A.HorizontalFlip(p=0.5),
         A.Affine(
@@ -38,7 +37,7 @@ def make_transforms() -> tuple[A.Compose, A.Compose]:
         A.RandomBrightnessContrast(brightness_limit=0.4, contrast_limit=0.4, p=0.8),  # cars of other colours
         A.CoarseDropout((1, 4), (0.1, 0.25), (0.1, 0.25), fill="random_uniform", p=0.5),  # masks keep what it hides
     ]
-    return A.Compose([*augment, *to_tensor]), A.Compose(to_tensor)
+    return A.Compose([*augment, ToTensorV2()]), A.Compose([ToTensorV2()])
 
 
 class CarvanaDataset(Dataset):
@@ -46,7 +45,7 @@ class CarvanaDataset(Dataset):
 
     An item is `(image, mask)`: what `transform` (an albumentations Compose) makes of an image, uint8
     (H, W, channels), and a mask, uint8 (H, W): {0, 1}, or of several classes their numbers and
-    support.reading.IGNORED. The mask comes out as float32, or of several classes as int64. With a `reading` that
+    support.reading.IGNORED. The mask comes out as bool, or of several classes as uint8. With a `reading` that
     has a size, all items fit in one batch, whatever the images' own sizes. With `crop`, an item is a square of so
     many pixels at the image's own scale, and each image is there `crops` times.
 
@@ -104,9 +103,7 @@ class CarvanaDataset(Dataset):
             except Exception as error:
                 raise RuntimeError(f"the transform failed on {self.pairs[index][0]}") from error
             image, mask = augmented["image"], augmented["mask"]
-        if isinstance(mask, torch.Tensor):
-            return image, mask.long() if self.reading.classes.multiclass else mask.float()
-        return image, mask.astype(np.int64 if self.reading.classes.multiclass else np.float32)
+        return image, mask if self.reading.classes.multiclass else mask > 0
 
 
 def random_crop(

@@ -5,6 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def as_targets(masks: Tensor) -> Tensor:
+    """Masks (N, H, W) as losses take them, PyTorch's own too: of one class, bool or float, as float (N, 1, H, W);
+    class numbers as int64 (N, H, W)."""
+    one_class = masks.dtype == torch.bool or masks.is_floating_point()
+    return masks.unsqueeze(1).float() if one_class else masks.long()
+
+
 class BCEDiceLoss(nn.Module):
     """Binary cross-entropy plus one minus the soft Dice of each image: logits and targets (N, 1, H, W) to a scalar.
 

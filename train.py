@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import CarvanaDataset, make_transforms
-from losses import BCEDiceLoss, CEDiceLoss
-from model import UNET
+from losses import BCEDiceLoss, CEDiceLoss, as_targets
+from model import UNET, to_float
 from predict import score_images
 from prepare_data import sample_if_empty
 from support.budget import settle
@@ -171,7 +171,7 @@ def halve(images: Tensor, masks: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) and masks (N, H, W) at half the height and width, for progressive resizing. Of the four
     mask pixels that become one, each is taken in turn, by `step`: always the same one would shift the masks."""
     masks = masks[:, step % 2 :: 2, step // 2 % 2 :: 2]
-    return F.interpolate(images, masks.shape[1:], mode="area"), masks
+    return F.interpolate(to_float(images), masks.shape[1:], mode="area"), masks
 
 
 class AtSize(nn.Module):
@@ -182,7 +182,7 @@ class AtSize(nn.Module):
         self.model, self.size = model, size
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(F.interpolate(images, self.size, mode="area"))
+        logits = self.model(F.interpolate(to_float(images), self.size, mode="area"))
         return F.interpolate(logits.float(), images.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -215,7 +215,7 @@ def train_fn(
         images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
         if half_size():
             images, masks = halve(images, masks, step)
-        targets = masks.unsqueeze(1) if masks.is_floating_point() else masks  # one class: (N, 1, H, W)
+        targets = as_targets(masks)
 
         optimizer.zero_grad()
         loss = torch.zeros((), device=device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from dataset import CarvanaDataset, EpochBatches
+from losses import as_targets
 from support.checkpoint import load_checkpoint as load_checkpoint  # here, too, where the tutorial has them
 from support.checkpoint import save_checkpoint as save_checkpoint
 from support.device import autocast
@@ -257,8 +258,7 @@ def check_accuracy(
                 confusion = confusion + each.sum(0)
                 counts.append(class_overlaps(each))
             if loss_fn is not None:
-                targets = targets.unsqueeze(1) if targets.is_floating_point() else targets
-                losses.append((loss_fn(logits.float(), targets) * len(images)).reshape(1))
+                losses.append((loss_fn(logits.float(), as_targets(targets)) * len(images)).reshape(1))
     counts = group.gather(torch.cat(counts))
     scores = overall_scores(counts)
     scores.confusion = sum(group.all_gather(confusion.cpu()))

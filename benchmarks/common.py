@@ -220,9 +220,10 @@ def take_turns(repeats: int, *sides: Callable[[], Any]) -> list[list[Any]]:
 
 
 def synthetic_batch(o: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random images (N, 3, H, W) and masks (N, H, W) of foreground alone, on the device."""
+    """Random images, uint8 (N, 3, H, W), and masks (N, H, W) of foreground alone, on the device."""
     shape = (o.BATCH_SIZE, o.IMAGE_HEIGHT, o.IMAGE_WIDTH)
-    return torch.rand(shape[0], 3, *shape[1:], device=device), torch.ones(shape, device=device)
+    images = torch.randint(256, (shape[0], 3, *shape[1:]), dtype=torch.uint8, device=device)
+    return images, torch.ones(shape, dtype=torch.bool, device=device)
 
 
 def peak_precision(device: torch.device) -> torch.dtype:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import common
 from dataset import CarvanaDataset, make_transforms
+from losses import as_targets
 from model import Encoder
 from prepare_data import sample_if_empty
 from support.device import autocast, choose_device, choose_precision
@@ -94,11 +95,9 @@ def smp_dice(o: Any, seconds: float, seed: int) -> tuple[float, float]:
     torch.manual_seed(seed)
     device = choose_device(o.DEVICE)
     precision = choose_precision("auto", device)
-    size, padded = (
-        (o.IMAGE_HEIGHT, o.IMAGE_WIDTH),
-        tuple(-(-side // 32) * 32 for side in (o.IMAGE_HEIGHT, o.IMAGE_WIDTH)),
-    )
-    normal = A.Normalize(), *make_transforms()[1].transforms[1:]
+    size = o.IMAGE_HEIGHT, o.IMAGE_WIDTH
+    padded = tuple(-(-side // 32) * 32 for side in size)
+    normal = A.Normalize(), *make_transforms()[1].transforms
     flips = A.HorizontalFlip(), A.RandomBrightnessContrast(0.3, 0.3, p=1)
     train_set = CarvanaDataset(o.TRAIN_IMG_DIR, o.TRAIN_MASK_DIR, A.Compose([*flips, *normal]), Reading(padded))
     images = CarvanaDataset(o.VAL_IMG_DIR, o.VAL_MASK_DIR, A.Compose(normal), Reading(padded))
@@ -118,7 +117,7 @@ def smp_dice(o: Any, seconds: float, seed: int) -> tuple[float, float]:
                 share = min(1, (time.perf_counter() - began) / seconds)
                 warm, fall = share / 0.1, 0.5 + 0.5 * math.cos(math.pi * (share - 0.1) / 0.9)
                 optimizer.param_groups[0]["lr"] = 1e-3 * (warm if share < 0.1 else fall)
-                batch, masks = batch.to(device, memory_format=torch.channels_last), masks.to(device).unsqueeze(1)
+                batch, masks = batch.to(device, memory_format=torch.channels_last), as_targets(masks.to(device))
                 with autocast(device, precision):
                     logits = network(batch)
                 loss = F.binary_cross_entropy_with_logits(logits.float(), masks) + dice_loss(logits.float(), masks)

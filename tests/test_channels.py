@@ -32,7 +32,7 @@ def test_augmentation_and_crops_do_the_same_to_any_number_of_bands():
         for seed in range(20):
             augment.set_random_seed(seed)
             image = augment(image=BYTES[..., :bands], mask=mask)["image"]
-            assert (image.shape, image.dtype) == ((bands, 48, 64), torch.float32) and image.min() >= 0
+            assert (image.shape, image.dtype) == ((bands, 48, 64), torch.uint8)
         flip_move_and_brighten = type(augment)(augment.transforms[:3])
         flip_move_and_brighten.set_random_seed(1)
         changed = flip_move_and_brighten(image=alike, mask=mask)["image"]

@@ -19,7 +19,7 @@ def test_item_is_what_the_tutorial_gives(tmp_path):
     dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m")
     assert len(dataset) == 2 and dataset.images == ["a_01.jpg", "b_01.jpg"]
     image, mask = dataset[1]
-    assert image.dtype == np.uint8 and mask.dtype == np.float32
+    assert image.dtype == np.uint8 and mask.dtype == bool
     np.testing.assert_array_equal(image, np.array(Image.open(tmp_path / "i/b_01.jpg").convert("RGB")))
     expected = np.array(Image.open(tmp_path / "m/b_01_mask.gif").convert("L"), dtype=np.float32)
     expected[expected == 255.0] = 1.0

@@ -117,8 +117,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
 @pytest.mark.parametrize(
     "classes, values, loss_fn, dtype",
     [
-        (1, [0, 255], nn.BCEWithLogitsLoss(), torch.float32),
-        (3, [0, 2, 255], nn.CrossEntropyLoss(ignore_index=255), torch.int64),
+        (1, [0, 255], nn.BCEWithLogitsLoss(), torch.bool),
+        (3, [0, 2, 255], nn.CrossEntropyLoss(ignore_index=255), torch.uint8),
     ],
 )
 def test_pytorchs_own_losses_fit_the_masks(tmp_path, classes, values, loss_fn, dtype):
