@@ -6,6 +6,7 @@ crop; each convolution is followed by BatchNorm.
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -141,6 +142,9 @@ class Encoder(nn.Module):
         except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
             raise ValueError(f"{name} can't be an encoder: {error}") from error
         self.network.train()
+        for module in self.network.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                module.forward = MethodType(in_float32, module)  # not a wrapper, which would change weights' names
         self.in_channels, self.channels = in_channels, self.network.feature_info.channels()
         self.levels = int(math.log2(self.network.feature_info.reduction()[-1]))
         for statistic in ("mean", "std"):  # of red, green and blue; of other channels, their mean
@@ -150,6 +154,15 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.network((images - self.mean) / self.std)
+
+
+def in_float32(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution without a CPU's autocast, but in its precision again behind it. For depthwise ones: in bfloat16
+    their backward pass takes ten to a hundred times as long (oneDNN in torch 2.14)."""
+    if not torch.is_autocast_enabled("cpu"):
+        return type(conv).forward(conv, x)
+    with torch.autocast("cpu", enabled=False):
+        return type(conv).forward(conv, x.float()).to(x.dtype)
 
 
 def unet_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -81,7 +81,9 @@ START_FROM = ""  # a checkpoint whose weights a new run begins with: of other im
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
 BATCH_SIZE = "auto"  # images per step, over all GPUs; auto is 16 a GPU, or fewer so that an epoch has MIN_STEPS
-MIN_STEPS = 48  # steps per epoch that an automatic BATCH_SIZE leaves a small set, with 2 images each or more
+MIN_STEPS = (
+    48  # steps per epoch that an automatic BATCH_SIZE leaves a small set, with 2 images or, of an ENCODER, 4
+)
 NUM_EPOCHS = "auto"  # passes over the training images; auto is 1,500 steps, or what TIME_LIMIT allows
 PATIENCE = 0  # epochs at full size without a better validation Dice after which the run ends; 0 goes on to the end
 TIME_LIMIT = 0.0  # minutes for the whole command; 0 is none. With a limit, a run can't be repeated to the bit
@@ -248,12 +250,13 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
     reading = Reading(size, classes, options.IN_CHANNELS, options.RANGE)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
+    smallest = 4 if options.ENCODER else 2  # a pretrained BatchNorm likes more
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
 
     def inspect() -> tuple[dict[str, Any], bool, int]:
         train, val = (prepare(*pair, reading, options.CACHE_DIR) for pair in (folders[:2], folders[2:]))
-        batch_size = 2 if options.BATCH_SIZE == "auto" else options.BATCH_SIZE  # at the least
+        batch_size = smallest if options.BATCH_SIZE == "auto" else options.BATCH_SIZE
         levels = 4 + bool(options.ENCODER) if options.FEATURES == "auto" else len(options.FEATURES)
         images = check_run(train, val, levels, batch_size, options.CROP)
         return images, bool(train.records and val.records), crops_per_image(train, options.CROP)
@@ -272,6 +275,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             cache_dir=options.CACHE_DIR if cached else None,
             seed=options.SEED,
             min_steps=options.MIN_STEPS,
+            min_batch_size=smallest,
             accumulation_steps=options.ACCUMULATION_STEPS,
             drop_last=True,
             group=group,

@@ -42,6 +42,7 @@ def get_loaders(
     cache_dir: str | Path | None = None,
     seed: int = 0,
     min_steps: int = 1,
+    min_batch_size: int = 2,
     accumulation_steps: int = 1,
     drop_last: bool = False,
     group: Group = ALONE,
@@ -50,7 +51,7 @@ def get_loaders(
 
     `cache_dir` keeps the arrays that `reading` makes of the files for later epochs and runs. With `crop`, training
     sees `crops` squares of so many pixels of each image, and validation whole images, one at a time. A `batch_size`
-    of "auto" is 16 for each process, or fewer, down to 2, so that an epoch has `min_steps` batches. Validation has
+    of "auto" is 16 for each process, or fewer, down to `min_batch_size`, so that an epoch has `min_steps` batches. Validation has
     no gradients to hold, so what fits in training fits there: as many images as are computed at once, in
     `accumulation_steps` parts. The training loader's order and augmentation depend on `seed` and the epoch alone,
     whatever `num_workers` is.
@@ -69,7 +70,8 @@ def get_loaders(
         finding = f"{counted(len(train_set), 'image')} for {group.world_size} processes"
         raise BadInput(train_dir, finding, "Start fewer processes or add images")
     if batch_size == "auto":
-        batch_size = max(2 * group.world_size, min(16 * group.world_size, len(train_set) // min_steps))
+        batch_size = min(16 * group.world_size, len(train_set) // min_steps)
+        batch_size = max(min_batch_size * group.world_size, batch_size)
     if batch_size < group.world_size:
         finding = f"{counted(batch_size, 'image')} a step for {group.world_size} processes"
         raise BadInput("BATCH_SIZE", finding, "Give one for each")
