@@ -81,9 +81,7 @@ START_FROM = ""  # a checkpoint whose weights a new run begins with: of other im
 
 LEARNING_RATE = 0.1  # the peak of warmup_cosine; see make_optimizer
 BATCH_SIZE = "auto"  # images per step, over all GPUs; auto is 16 a GPU, or fewer so that an epoch has MIN_STEPS
-MIN_STEPS = (
-    48  # steps per epoch that an automatic BATCH_SIZE leaves a small set, with 2 images or, of an ENCODER, 4
-)
+MIN_STEPS = 48  # steps per epoch that an automatic BATCH_SIZE leaves a small set, down to 2 images, with ENCODER 4
 NUM_EPOCHS = "auto"  # passes over the training images; auto is 1,500 steps, or what TIME_LIMIT allows
 PATIENCE = 0  # epochs at full size without a better validation Dice after which the run ends; 0 goes on to the end
 TIME_LIMIT = 0.0  # minutes for the whole command; 0 is none. With a limit, a run can't be repeated to the bit

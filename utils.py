@@ -51,10 +51,10 @@ def get_loaders(
 
     `cache_dir` keeps the arrays that `reading` makes of the files for later epochs and runs. With `crop`, training
     sees `crops` squares of so many pixels of each image, and validation whole images, one at a time. A `batch_size`
-    of "auto" is 16 for each process, or fewer, down to `min_batch_size`, so that an epoch has `min_steps` batches. Validation has
-    no gradients to hold, so what fits in training fits there: as many images as are computed at once, in
-    `accumulation_steps` parts. The training loader's order and augmentation depend on `seed` and the epoch alone,
-    whatever `num_workers` is.
+    of "auto" is 16 for each process, or fewer, down to `min_batch_size`, so that an epoch has `min_steps` batches.
+    Validation has no gradients to hold, so what fits in training fits there: as many images as are computed at
+    once, in `accumulation_steps` parts. The training loader's order and augmentation depend on `seed` and the epoch
+    alone, whatever `num_workers` is.
 
     Of several processes, each gets its part of every training batch, which needs `drop_last`, and of the
     validation images. Raises BadInput if a batch has no image for each.
