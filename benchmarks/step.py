@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import common
-from support.device import choose_device, make_deterministic
+from support.device import choose_device, set_up_cuda
 from support.errors import BadInput
 from support.options import ConstantParser
 
@@ -46,14 +46,16 @@ def adamw(model: nn.Module, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
 
 
-def try_algorithms() -> None:
-    """Have cuDNN time its algorithms for each size, and take the fastest."""
-    torch.backends.cudnn.benchmark = True
+def forbid_tf32(convolutions: bool = True) -> None:
+    """Have products of float32 on CUDA, Muon's, be just that, and `convolutions`, too: by default both round their
+    factors to TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = not convolutions
 
 
-def forbid_tf32() -> None:
-    """Have convolutions of float32 on CUDA be just that: by default they round their factors to TF32."""
-    torch.backends.cudnn.allow_tf32 = False
+def take_first_algorithm() -> None:
+    """Have cuDNN take the algorithm that it thinks fastest, and not time any."""
+    torch.backends.cudnn.benchmark = False
 
 
 DEFAULT: Final = "train.py's defaults"
@@ -67,14 +69,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], Callable[[], None] | None]] = {
     "bfloat16": ({"precision": "bfloat16"}, None),
     "float32": ({"precision": "float32"}, None),
     "float32 without TF32": ({"precision": "float32"}, forbid_tf32),
-    "TF32 for Muon's products": ({}, partial(torch.set_float32_matmul_precision, "high")),
+    "Muon's products without TF32": ({}, partial(forbid_tf32, convolutions=False)),
     "contiguous instead of channels_last": ({"layout": torch.contiguous_format}, None),
     "AdamW": ({"optimizer": adamw}, None),
     "AdamW, fused": ({"optimizer": partial(adamw, fused=True)}, None),
-    "cudnn.benchmark": ({}, try_algorithms),
-    "DETERMINISTIC": ({}, make_deterministic),
+    "without cudnn.benchmark": ({}, take_first_algorithm),
+    "DETERMINISTIC": ({}, partial(set_up_cuda, deterministic=True)),
     "COMPILE": ({"compile_mode": "default"}, None),
-    "COMPILE, cudnn.benchmark": ({"compile_mode": "default"}, try_algorithms),
     "COMPILE, bfloat16": ({"compile_mode": "default", "precision": "bfloat16"}, None),
     "COMPILE with CUDA graphs (reduce-overhead)": ({"compile_mode": "reduce-overhead"}, None),
     "COMPILE, max-autotune without graphs": ({"compile_mode": "max-autotune-no-cudagraphs"}, None),
@@ -95,6 +96,7 @@ class Measured(NamedTuple):
 def measure(name: str, o: Any) -> Measured:
     """Measure a setting, in a process of its own."""
     options, prepare = SETTINGS[name]
+    set_up_cuda(deterministic=False)  # as train.py does
     if prepare:
         prepare()
     device = choose_device(o.DEVICE)

@@ -70,11 +70,14 @@ def _cpu_is_intel() -> bool:
     return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
 
 
-def make_deterministic() -> None:
-    """Have CUDA repeat a run bit for bit, at a price in speed. A CPU does so anyway, with as many threads."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+def set_up_cuda(deterministic: bool) -> None:
+    """Have CUDA repeat a run bit for bit, at a price in speed (a CPU does so anyway, with as many threads), or have
+    cuDNN time its algorithms for each size. Float32 products, Muon's, are rounded to TF32, as convolutions are."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
@@ -120,10 +123,10 @@ def choose_num_threads(number: int | str, model: UNET, precision: torch.dtype, s
 
 
 def choose_num_workers(number: int | str, device: torch.device, processes: int = 1) -> int:
-    """Processes that read images. "auto" is up to 8 beside a GPU, and none where the CPU trains: its cores are
+    """Processes that read images. "auto" is up to 16 beside a GPU, and none where the CPU trains: its cores are
     busy, and reading takes them a hundredth of the time of learning. Several training processes share the cores."""
     if number == "auto":
-        return 0 if device.type == "cpu" else min(8, max(1, count_cores() // processes))
+        return 0 if device.type == "cpu" else min(16, max(1, count_cores() // processes))
     if int(number) > count_cores():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's own words for it, in two lines
         warn(f"NUM_WORKERS {number}", f"more than the {count_cores()} cores here", "Fewer are likely to be faster")
