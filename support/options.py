@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
     "NUM_THREADS": _whole(1, 1024),
     "NUM_CLASSES": _whole(1, 255),
     "IGNORE_INDEX": _whole(0, 255),
-    "RANGE": _whole(0, 65535),
+    "RANGE": _whole(1, 65535),
     "LEARNING_RATE": _real(lambda v: 0 < v < math.inf, "a positive number"),
     "SAVE_MINUTES": _real(lambda v: v > 0, "more than 0"),
     "TIME_LIMIT": _real(lambda v: 0 <= v < math.inf, "minutes, or 0 for none"),
@@ -135,7 +135,6 @@ def settle_classes(options: argparse.Namespace) -> None:
         if not RULES[name][0](value):
             raise BadInput(file, f"{name} {value!r} can't be used", f"Give {RULES[name][1]}")
         setattr(options, name, value)
-    options.RANGE = options.RANGE or SET_BY_SPLIT["RANGE"]
 
 
 def _comments(path: Path) -> dict[str, str]:

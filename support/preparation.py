@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +78,10 @@ def prepare(
     `reading` or VERSION. If the folder can't be written or has no room, a line says so and nothing is kept. Raises
     BadInput for a missing or empty folder; what is wrong with a file is in the result.
     """
-    found = found or scan(image_dir, mask_dir)
-    keeps = cache_dir and found.pairs and not found.bad
-    path = _cache_path(found.pairs, reading, cache_dir) if keeps else None
+    found, path = found or scan(image_dir, mask_dir), None
+    if cache_dir and found.pairs and not found.bad:
+        with suppress(OSError):  # a broken link, which can't be read
+            path = _cache_path(found.pairs, reading, cache_dir)
     results = _recall(path) if path else None
     if results is None:
         path = path if path and _has_room(path, found.pairs, reading) else None
@@ -144,20 +146,12 @@ def _recall(path: Path) -> list[Metadata] | None:
 def _cache_path(pairs: list[Pair], reading: Reading, folder: str | Path) -> Path:
     """The file of the records: folders, size, and a digest of all that changes its content."""
     files = [file for pair in pairs for file in pair]
-    folders, content = sorted({str(file.parent.resolve()) for file in files}), [_stamp(file) for file in files]
-    home, digest = (
-        hashlib.sha256(os.fsencode(repr(part))).hexdigest() for part in (folders, (VERSION, reading, content))
-    )
+    changing = attrgetter("st_size", "st_mtime_ns")
+    content = VERSION, reading, [(file.name, *changing(file.stat())) for file in files]
+    folders = sorted({str(file.parent.resolve()) for file in files})
+    home, digest = (hashlib.sha256(os.fsencode(repr(part))).hexdigest() for part in (folders, content))
     kind = f"{reading.size[1]}x{reading.size[0]}" if reading.size else "own_size"
     return Path(folder, f"{home[:12]}_{kind}_{digest[:16]}.bin")
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """What changes with a file; a broken link has no length and no time."""
-    with suppress(OSError):
-        status = file.stat()
-        return file.name, status.st_size, status.st_mtime_ns
-    return file.name, 0, 0
 
 
 def _has_room(path: Path, pairs: list[Pair], reading: Reading) -> bool:

@@ -2,8 +2,8 @@
 
 A case changes a small copy of a data folder with a finished run of one epoch beside it, and then calls
 `train.main(argv)`. Numbers that are missing here: 8, 10 to 12, 27, 28, 31 and 33 are files that `test_reading.py`
-reads; 52, 66, 80 and 84 to 86 are what `test_distributed.py`, `test_checkpoint.py` and `test_resume.py` do to runs;
-87 and up are `test_predict.py`'s.
+reads; 52, 63, 66, 80 and 84 to 86 are what `test_distributed.py`, `test_checkpoint.py` and `test_resume.py` do to
+runs; 87 and up are `test_predict.py`'s.
 """
 
 import contextlib
@@ -14,8 +14,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -235,15 +233,6 @@ def replace_saved_images(w: World, target: Path | str) -> None:
     (w.out / "saved_images").symlink_to(target)
 
 
-def hold_lock(w: World) -> None:
-    code = "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
-    code += "print(os.getpid(), file=f, flush=True); print(flush=True); input()"
-    command = [sys.executable, "-c", code, str(w.out / ".lock")]
-    other = w.undo.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-    w.undo.callback(other.kill)
-    other.stdout.readline()
-
-
 def resume(change: Callable[[World], Any], *words: str) -> Callable[[World], list[str]]:
     """Change something and go on from the checkpoint for another epoch."""
     return adding(change, "--LOAD_MODEL", "--NUM_EPOCHS", "2", *words)
@@ -394,7 +383,6 @@ CASES = [
     E(60, "saved_images", lambda w: replace_saved_images(w, "/proc"), "saved_images: can't be written to"),
     E(60, "checkpoint's folder", lambda w: ["--OUT_DIR", "/proc/out"], "/proc/out: can't be written to"),
     E(62, "saved_images is a file", lambda w: replace_saved_images(w, w.image), "saved_images: .*File exists"),
-    E(63, "a second run", hold_lock, r"out: another run is at work here \(process "),
     # Checkpoints
     E(64, "missing", resume(lambda w: w.latest.unlink()), "in this folder: best_checkpoint.pth.tar"),
     E(65, "empty", resume(lambda w: w.latest.write_bytes(b"")), "my_checkpoint.pth.tar: not a checkpoint"),
