@@ -81,7 +81,7 @@ def test_refusals_are_one_line_and_status_2(parser, words, message, refused):
     [
         (prepare_data, "splt a b", "invalid choice: 'splt'"),
         (prepare_data, "split a b --shrae 0.3", "--shrae: no such option. Perhaps you meant --share."),
-        (prepare_data, "check a b --share 1", "--share: no such option. --help lists the options."),
+        (prepare_data, "check a b --share 1", "--share: no such option."),
         (prepare_data, "split a b c", "c: not expected here."),
         (predict, "a.jpg --OVERLYA", "--OVERLYA: no such option. Perhaps you meant --OVERLAY."),
         (predict, "a.jpg --THRESHOLD -1", "THRESHOLD: -1.0 can't be used."),
