@@ -5,7 +5,6 @@ constant with its default and the comment that stands beside it.
 """
 
 import argparse
-import ast
 import difflib
 import json
 import math
@@ -97,8 +96,9 @@ class ConstantParser(OptionParser):
 
     def __init__(self, script: dict[str, Any]) -> None:
         super().__init__(prog=Path(script["__file__"]).name, description=script["__doc__"])
-        meanings = _comments(Path(script["__file__"]))
-        self.constants = {n: v for n, v in script.items() if n in meanings and n.isupper()}
+        source = Path(script["__file__"]).read_text(encoding="utf-8")
+        meanings = dict(re.findall(r"^([A-Z_]+) = [^#\n]*#? *(.*)$", source, re.M))  # the comment on its line
+        self.constants = {n: v for n, v in script.items() if n in meanings}
         for name, value in self.constants.items():
             meaning = f"{meanings[name]} (default: {value!r})".replace("%", "%%")
             conversion = _conversion(value) | ({"nargs": "+"} if name in LISTS else {})
@@ -135,17 +135,6 @@ def settle_classes(options: argparse.Namespace) -> None:
         if not RULES[name][0](value):
             raise BadInput(file, f"{name} {value!r} can't be used", f"Give {RULES[name][1]}")
         setattr(options, name, value)
-
-
-def _comments(path: Path) -> dict[str, str]:
-    """The comment on the line of each top-level `NAME = literal`."""
-    source = path.read_text(encoding="utf-8")
-    lines, comments = source.splitlines(), {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            rest = lines[node.end_lineno - 1][node.end_col_offset :]
-            comments[node.targets[0].id] = re.sub(r"^\s*#\s*", "", rest)
-    return comments
 
 
 def _conversion(value: Any) -> dict[str, Any]:
