@@ -278,6 +278,8 @@ def _tiff_page(path: str | Path, source: str | Path | io.BytesIO) -> Iterator[An
 
     with tifffile.TiffFile(source) as file:
         pages = [page for page in file.pages if not page.is_reduced and not page.is_mask]
+        if not pages:
+            raise Image.UnidentifiedImageError
         if len(pages) > 1:
             raise BadInput(path, f"holds {len(pages)} images", "Save the one that counts by itself")
         yield pages[0]
