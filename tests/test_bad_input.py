@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import write_pairs
+from conftest import set_arguments, write_pairs
 from PIL import Image
 
 import train
@@ -48,10 +48,9 @@ class World:
         self.latest = self.out / "my_checkpoint.pth.tar"
 
     def argv(self) -> list[str]:
-        dirs = {"TRAIN_IMG_DIR": self.images, "TRAIN_MASK_DIR": self.masks, "VAL_IMG_DIR": self.val_images}
-        dirs |= {"VAL_MASK_DIR": self.val_masks, "OUT_DIR": self.out, "CACHE_DIR": self.root / "cache"}
+        places = ["--OUT_DIR", str(self.out), "--CACHE_DIR", str(self.root / "cache")]
         small = "--IMAGE_HEIGHT 32 --IMAGE_WIDTH 48 --FEATURES 4 8 --NUM_EPOCHS 1 --NUM_SAVED_IMAGES 1"
-        return [word for name, path in dirs.items() for word in (f"--{name}", str(path))] + small.split()
+        return [*set_arguments(self.root), *places, *small.split()]
 
     def save_image(self, picture: Image.Image, name: str = "a.png", **options: Any) -> None:
         """Put another image in the place of a.jpg."""
@@ -195,7 +194,7 @@ def rename_pair(w: World, name: str, suffixes: tuple[str, str] = (".jpg", "_mask
 
 
 def keep(w: World, count: int) -> None:
-    for name in list("abcd")[count:]:
+    for name in "abcd"[count:]:
         (w.images / f"{name}.jpg").unlink(), (w.masks / f"{name}_mask.gif").unlink()
 
 

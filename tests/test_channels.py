@@ -14,11 +14,10 @@ from test_resume import differences, interrupted
 import predict
 import prepare_data
 import train
-from dataset import CarvanaDataset, make_transforms, random_crop
+from dataset import make_transforms, random_crop
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput
-from support.preparation import prepare
-from support.reading import Reading, read_image
+from support.reading import read_image
 
 
 def test_augmentation_and_crops_do_the_same_to_any_number_of_bands():
@@ -64,22 +63,6 @@ def test_a_run_on_five_bands_trains_resumes_and_predicts(five_bands, tmp_path, m
     with pytest.raises(SystemExit):
         predict.main([str(tmp_path / "rgb"), *options])
     assert "a.jpg: 3 bands, where IN_CHANNELS is 5" in capsys.readouterr().err
-
-
-def test_the_records_hold_all_bands_and_depend_on_them(five_bands, tmp_path):
-    folders = tmp_path / "in/val_images", tmp_path / "in/val_masks"
-    paths = set()
-    for channels, highest in ((5, 4095), (5, 65535), (5, 4080)):
-        reading = Reading((32, 48), channels=channels, highest=highest)
-        prepared = prepare(*folders, reading, tmp_path / "cache")
-        assert bool(prepared.records) == (highest < 65535)
-        if prepared.records:
-            paths.add(prepared.records.path)
-            data = CarvanaDataset(*folders, reading=reading)
-            for index, (image, mask) in enumerate(map(prepared.records.__getitem__, range(5))):
-                np.testing.assert_array_equal(image, data[index][0])
-                np.testing.assert_array_equal(mask, data[index][1])
-    assert len(paths) == 2
 
 
 def test_split_says_the_bands_and_train_takes_them_from_there(five_bands, tmp_path, monkeypatch, capsys):

@@ -114,8 +114,7 @@ def test_a_cache_that_another_run_removed_is_not_missed_and_an_item_is_ones_own(
         np.testing.assert_array_equal(process[0][0], expected)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="not on Windows")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_files_are_read_ends_it_and_keeps_nothing(tmp_path, number):
     write_pairs(tmp_path / "i", tmp_path / "m", ["x"], size=(700, 1000))
     for n in range(300):
