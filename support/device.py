@@ -36,9 +36,8 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        reason = "no such device" if reason.startswith("Expected one of") else reason
-        raise BadInput(f"DEVICE {name}", f"not available here ({reason})", 'Use "auto" or "cpu"') from error
+        finding = f"not available here ({str(error).splitlines()[0]})"
+        raise BadInput(f"DEVICE {name}", finding, 'Use "auto" or "cpu"') from error
     return device
 
 

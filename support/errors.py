@@ -9,30 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+SHOWN = 20  # lines of findings that are told together
+
 # What a machine can run out of: how the system says so, what it means, and what to do. Searched in this order.
-LIMITS = (
-    (
-        r"DataLoader worker \(pid.*(exited unexpectedly|is killed)|shared memory|</torch_",
+LIMITS = {
+    r"DataLoader worker \(pid.*(exited unexpectedly|is killed)|shared memory|</torch_|Too many open files": (
         "a process that reads images died",
-        "Set NUM_WORKERS lower, or to 0, or allow more memory (in Docker, --shm-size 8g)",
+        "Set NUM_WORKERS lower, or to 0, or allow more memory (in Docker, --shm-size 8g) or files (ulimit -n)",
     ),
-    (
-        r"out of memory|allocate memory|MemoryError|not enough memory",
+    r"out of memory|allocate memory|MemoryError|not enough memory": (
         "out of memory",
         "Lower BATCH_SIZE, IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
     ),
-    (
-        r"No space left|quota exceeded|File too large",
+    r"No space left|quota exceeded|File too large": (
         "the disk is full",
         "Make room; what was saved before is whole",
     ),
-    (
-        r"C\+\+ compiler|C compiler|triton installation",
+    r"C\+\+ compiler|C compiler|triton installation": (
         "COMPILE finds no compiler",
         "Install one (g++; on CUDA Triton, too), or leave COMPILE out",
     ),
-    (r"Too many open files", "too many open files", "Set NUM_WORKERS lower, or raise ulimit -n"),
-)
+}
 
 
 class BadInput(ValueError):
@@ -49,19 +46,6 @@ class BadInput(ValueError):
         super().__init__(line if line.isprintable() else ascii(line)[1:-1])  # a file's name may hold a line break
 
 
-class BadInputs(BadInput):
-    """Several findings told together: a line for each of the first 20, and their number."""
-
-    SHOWN = 20
-
-    def __init__(self, errors: Sequence[BadInput]) -> None:
-        super().__init__("")
-        self.errors = list(errors)
-        lines = [str(error) for error in errors[: self.SHOWN]]
-        shown = f", of which these are the first {self.SHOWN}" if len(errors) > self.SHOWN else ""
-        self.args = ("\n".join([*lines, f"{counted(len(errors), 'finding')} in all{shown}"]),)
-
-
 @contextmanager
 def explain_limits(subject: str = "reading images") -> Iterator[None]:
     """Make a BadInput of what the body raises where the machine has run out of something; `subject` is the work."""
@@ -69,16 +53,21 @@ def explain_limits(subject: str = "reading images") -> Iterator[None]:
         yield
     except (RuntimeError, OSError, MemoryError) as error:
         text = f"{type(error).__name__}: {error}"
-        for pattern, finding, remedy in LIMITS:
+        for pattern, (finding, remedy) in LIMITS.items():
             if re.search(pattern, text, re.I):
                 raise BadInput(subject, f"{finding} ({text.splitlines()[0].rstrip('. ')[:200]})", remedy) from error
         raise
 
 
 def refuse(errors: Sequence[BadInput]) -> None:
-    """Raise all of `errors` together, or the only one; nothing if there are none."""
+    """Raise the only error, or all of them together: the first 20, a line each, and their number."""
+    if len(errors) == 1:
+        raise errors[0]
     if errors:
-        raise errors[0] if len(errors) == 1 else BadInputs(errors)
+        together, cut = BadInput(""), len(errors) > SHOWN
+        told = f"{len(errors)} findings in all" + f", of which these are the first {SHOWN}" * cut
+        together.args = ("\n".join([*map(str, errors[:SHOWN]), told]),)
+        raise together
 
 
 def by_cause(errors: Sequence[BadInput]) -> list[BadInput]:
@@ -107,34 +96,22 @@ def counted(number: int, noun: str) -> str:
 
 def exit_on_sigterm() -> None:
     """Have SIGTERM and SIGHUP end this process as tidily as Ctrl-C does, with status 128 + signal."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the latter, and nohup ignores it
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows lacks the latter
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
-class _Output:
-    """Standard output or error, whose reader may end before us: that is a SIGTERM, as if it had been sent one."""
+def _end_with_reader(stream: TextIO, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A stream's method, for which the end of whoever reads the stream is a SIGTERM."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        return self._unless_broken(self._stream.write, text)
-
-    def flush(self) -> None:
-        self._unless_broken(self._stream.flush)
-
-    def _unless_broken(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(*arguments: Any) -> Any:
         try:
-            return function(*arguments)
+            return method(*arguments)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             signal.raise_signal(signal.SIGTERM)
-            return 0
+
+    return call
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -143,11 +120,10 @@ def run_script(main: Callable[[], None]) -> None:
 
     Any other exception is a bug and keeps its traceback. What the terminal can't show is printed with backslashes.
     """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
-            setattr(sys, name, _Output(stream))
+            stream.write, stream.flush = (_end_with_reader(stream, f) for f in (stream.write, stream.flush))
     exit_on_sigterm()
     try:
         main()

@@ -10,13 +10,14 @@ import math
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from support.device import count_cores
@@ -24,9 +25,8 @@ from support.errors import BadInput, explain_limits, warn
 from support.files import whole_file, writable_folder
 from support.pairs import Scan, scan
 from support.reading import Metadata, Pair, Reading, Size, image_size, inspect_pair
-from support.workers import init_worker, kill_workers_at_exit
 
-VERSION = 8  # of the records' layout and of how files are read: raise it with either, and caches are made anew
+VERSION = 9  # of the records' layout and of how files are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
 
 
@@ -72,15 +72,16 @@ def prepare(
     cache_dir: str | Path = "",
     found: Scan | None = None,
 ) -> Prepared:
-    """Read every pair of two folders once, in several processes. `found` is what they hold, if that is known.
+    """Read every pair of two folders once, in several threads. `found` is what they hold, if that is known.
 
     With `cache_dir`, nothing is read a second time until a file's name, length or time of change is another, or the
     `reading` or VERSION. If the folder can't be written or has no room, a line says so and nothing is kept. Raises
     BadInput for a missing or empty folder; what is wrong with a file is in the result.
     """
-    found = found or scan(image_dir, mask_dir)
-    keeps = cache_dir and found.pairs and not found.bad
-    path = _cache_path(found.pairs, reading, cache_dir) if keeps else None
+    found, path = found or scan(image_dir, mask_dir), None
+    if cache_dir and found.pairs and not found.bad:
+        with suppress(OSError):  # a broken link, which can't be read
+            path = _cache_path(found.pairs, reading, cache_dir)
     results = _recall(path) if path else None
     if results is None:
         path = path if path and _has_room(path, found.pairs, reading) else None
@@ -92,44 +93,19 @@ def prepare(
     return Prepared(Path(image_dir), Path(mask_dir), reading, found, metadata, bad, records)
 
 
-class _Pairs(Dataset):
-    """The record of each pair and its metadata, or what is wrong with it."""
-
-    def __init__(self, pairs: list[Pair], reading: Reading) -> None:
-        self.pairs, self.reading = pairs, reading
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray | bytes, Metadata | BadInput]:
-        try:
-            image, mask, metadata = inspect_pair(self.pairs[index], self.reading)
-        except BadInput as error:
-            return b"", error
-        return np.concatenate([image.ravel(), mask.ravel()]), metadata
-
-
 def _read_all(pairs: list[Pair], reading: Reading, path: Path | None) -> list[Metadata | BadInput]:
-    """Read every pair. With `path`, the records go there and the metadata beside them, if every pair can be
-    read."""
-    if not pairs:
-        return []
-    workers = min(count_cores(), len(pairs) // 16)  # a process isn't worth starting for a few files
-    loader = DataLoader(
-        _Pairs(pairs, reading),
-        batch_size=None,
-        collate_fn=list,  # unchanged
-        num_workers=workers if workers > 1 else 0,
-        worker_init_fn=init_worker,
-        generator=torch.Generator(),  # the run's own would change its first weights
-    )
-    kill_workers_at_exit()
+    """Read every pair, in several threads: most of the work is done in C. With `path`, the records go there and the
+    metadata beside them, if every pair can be read."""
     results = []
     place = whole_file(path, shared=True) if path else nullcontext(os.devnull)
-    with explain_limits(), place as part, open(part, "wb") as file:
-        for record, result in tqdm(loader, desc=f"reading {pairs[0][0].parent}", unit="pairs", delay=1):
-            file.write(record)
-            results.append(result)
+    bar = tqdm(total=len(pairs), desc="reading images and masks", unit="pairs", delay=1)
+    threads = min(8, count_cores())
+    with explain_limits(), bar, place as part, open(part, "wb") as file, ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(pairs), 4 * threads):  # not all at once: decoded images may be large
+            for record, result in pool.map(partial(_read, reading=reading), pairs[first : first + 4 * threads]):
+                file.write(record)
+                results.append(result)
+                bar.update()
     if path and any(isinstance(result, BadInput) for result in results):
         path.unlink()  # what is wrong isn't remembered: it may be mended by a permission alone
     elif path:
@@ -137,6 +113,15 @@ def _read_all(pairs: list[Pair], reading: Reading, path: Path | None) -> list[Me
             part.write_text(json.dumps(results), encoding="ascii")
         _remove_outdated(path)
     return results
+
+
+def _read(pair: Pair, reading: Reading) -> tuple[np.ndarray | bytes, Metadata | BadInput]:
+    """The record of a pair and its metadata, or what is wrong with it."""
+    try:
+        image, mask, metadata = inspect_pair(pair, reading)
+    except BadInput as error:
+        return b"", error
+    return np.concatenate([image.ravel(), mask.ravel()]), metadata
 
 
 def _remove_outdated(path: Path) -> None:
@@ -161,20 +146,12 @@ def _recall(path: Path) -> list[Metadata] | None:
 def _cache_path(pairs: list[Pair], reading: Reading, folder: str | Path) -> Path:
     """The file of the records: folders, size, and a digest of all that changes its content."""
     files = [file for pair in pairs for file in pair]
-    folders, content = sorted({str(file.parent.resolve()) for file in files}), [_stamp(file) for file in files]
-    home, digest = (
-        hashlib.sha256(os.fsencode(repr(part))).hexdigest() for part in (folders, (VERSION, reading, content))
-    )
+    changing = attrgetter("st_size", "st_mtime_ns")
+    content = VERSION, reading, [(file.name, *changing(file.stat())) for file in files]
+    folders = sorted({str(file.parent.resolve()) for file in files})
+    home, digest = (hashlib.sha256(os.fsencode(repr(part))).hexdigest() for part in (folders, content))
     kind = f"{reading.size[1]}x{reading.size[0]}" if reading.size else "own_size"
     return Path(folder, f"{home[:12]}_{kind}_{digest[:16]}.bin")
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """What changes with a file; a broken link has no length and no time."""
-    with suppress(OSError):
-        status = file.stat()
-        return file.name, status.st_size, status.st_mtime_ns
-    return file.name, 0, 0
 
 
 def _has_room(path: Path, pairs: list[Pair], reading: Reading) -> bool:

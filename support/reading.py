@@ -19,19 +19,13 @@ from PIL import Image, PngImagePlugin
 from support.errors import BadInput, counted
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
-Image.MAX_IMAGE_PIXELS = 2**28  # 16,384 squared: more in a file's header is taken for an attack on the memory
+TIFF = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")  # how such a file begins
+MAX_PIXELS = 2**28  # 16,384 squared: more in a file's header is taken for an attack on the memory
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice this
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # texts and profiles of megabytes are common
 IGNORED = 255  # in arrays of classes, whatever value files have for it: neither trained nor scored
-ORIENTATION = 0x0112  # the EXIF tag, 1 to 8; 1 is upright, and the others come to it by
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = 0x0112  # the EXIF tag, 1 to 8; 1 is upright, and of the others 5 and up lie on a side
+GRAYS = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)  # the palette of a file without one
 
 # How a file begins that is no image for us, what it is, and what to do.
 NO_IMAGES = (
@@ -55,16 +49,14 @@ class Classes:
     """What the values of masks mean. With a `count` of 1 they tell foreground from background; with more they are
     class numbers, from 0, the background, to `count` - 1, and `ignored` for pixels of none.
 
-    Raises BadInput if `count` isn't 1 to 255, and if `ignored` is a class or more than 255.
+    Raises BadInput if `ignored` is a class.
     """
 
     count: int = 1
     ignored: int = 255
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= 255:
-            raise BadInput("NUM_CLASSES", f"{self.count} can't be used", "Give 1 for foreground alone, or 2 to 255")
-        if self.multiclass and not self.count <= self.ignored <= 255:
+        if self.multiclass and self.ignored < self.count:
             remedy = f"Give {self.count} to 255: those below are classes"
             raise BadInput("IGNORE_INDEX", f"{self.ignored} can't be used", remedy)
 
@@ -95,9 +87,7 @@ class Metadata(NamedTuple):
     scaled_shares: list[float]  # the same of the mask at the network's size
     ceiling: float  # Dice of the mask at the network's size, scaled back up: of the best possible prediction
     between: float  # share of the mask's pixels that are neither its darkest nor its brightest value
-    reoriented: bool  # by EXIF in a way that sizes don't tell, and the mask's file has no orientation
     digest: str  # of the image's bytes
-    palette: list[tuple[str, int]]  # of a coloured palette, each colour that the mask uses, and its index
 
     @property
     def foreground(self) -> float:
@@ -106,10 +96,6 @@ class Metadata(NamedTuple):
     @property
     def scaled_foreground(self) -> float:
         return sum(self.scaled_shares[1:])
-
-    @property
-    def classes(self) -> list[int]:
-        return [number for number, share in enumerate(self.shares) if share]
 
 
 def read_image(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
@@ -129,13 +115,14 @@ def read_with_size(path: str | Path, reading: Reading = AS_IS) -> tuple[np.ndarr
 
 def image_size(path: Path) -> Size | None:
     """An upright image's (height, width), from its header; None if that can't be read."""
-    with _quietly(), suppress(Exception):  # what is wrong is found when it is read
+    _quiet()
+    with suppress(Exception):  # what is wrong is found when it is read
         if not path.is_file():  # reading from a pipe would wait for ever
             return None
         with suppress(Exception), Image.open(path) as image:
-            return image.size if _is_turned(image) else image.size[::-1]
-        with _open_tiff(path) as file:  # of many bands
-            return file.pages[0].imagelength, file.pages[0].imagewidth
+            return image.size if _orientation(image) >= 5 else image.size[::-1]
+        with _tiff_page(path, path) as page:  # of many bands
+            return page.imagelength, page.imagewidth
     return None
 
 
@@ -149,18 +136,13 @@ def read_mask(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
     Of several classes, a palette is read by index and anything else by value, and with a size a pixel is of the
     class, or of the ignored, with most of its area. Raises BadInput for a value that is neither.
     """
-    return _scale_mask(_to_mask(_decode_mask(path), path, reading.classes)[0], reading.size)
+    return _scale_mask(_to_mask(_decode(path), path, reading.classes)[0], reading.size)
 
 
 def read_values(path: str | Path, colour: bool = False) -> np.ndarray:
     """What a mask's file holds: gray values or palette indices (H, W), or, of RGB whose channels differ and with
-    `colour` of anything, uint8 (H, W, 3)."""
-    image = _decode_mask(path).image
-    if colour or image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-        image = image.convert("RGB")
-    values = np.asarray(image)
-    gray = not colour and (values.ndim == 2 or (values == values[..., :1]).all())
-    return (values if values.ndim == 2 else values[..., 0]) * 1 if gray else values
+    `colour` of anything, RGB (H, W, 3)."""
+    return read_image(path) if colour else _gray(_decode(path).values) * 1  # of one bit, a number
 
 
 def read_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndarray]:
@@ -170,22 +152,18 @@ def read_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndar
 
 def inspect_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndarray, Metadata]:
     """What `read_pair` gives, and the metadata that the same reading tells."""
-    image, decoded = _decode(pair[0], reading), _decode_mask(pair[1])
+    image, decoded = _decode(pair[0], reading), _decode(pair[1])
     if image.data == decoded.data:
         raise BadInput(pair[1], "byte for byte its image", "Put the mask in its place")
-    must_match(pair[1], decoded.size, image.size, image.orientation >= 5)
-    mask, between, palette = _to_mask(decoded, pair[1], reading.classes)
+    must_match(pair[1], decoded.size, image.size, image.turned)
+    mask, between = _to_mask(decoded, pair[1], reading.classes)
     scaled = _scale_mask(mask, reading.size)
-    unseen = image.orientation in (2, 3, 4) or (image.orientation >= 5 and image.size[0] == image.size[1])
     metadata = Metadata(
         image.size,
-        _shares(mask, reading.classes),
-        _shares(scaled, reading.classes),
+        *((_count(m)[: max(2, reading.classes.count)] / m.size).tolist() for m in (mask, scaled)),
         ceiling(mask, scaled),
         between,
-        unseen and decoded.orientation == 1,
         hashlib.blake2b(image.data, digest_size=16).hexdigest(),
-        palette,
     )
     return _to_image(image, pair[0], reading), scaled, metadata
 
@@ -214,24 +192,23 @@ def must_match(path: Path, mask: Size, image: Size, rotated: bool = False) -> No
 
 class _Decoded(NamedTuple):
     data: bytes  # of the file
-    image: Image.Image | None  # upright; if it was decoded at a reduced scale, smaller than `size`
-    size: Size  # its own, upright
-    orientation: int  # that EXIF gave it in the file, 1 to 8
-    lossy: bool  # a JPEG, whose values have strayed from those that were saved
-    deep: bool  # with 16 bits in the file
-    values: np.ndarray | None = None  # upright, uint8 or uint16 (H, W, N), of what Pillow can't read in full
+    values: np.ndarray  # its pixels, upright, (H, W) or (H, W, N); of a palette, the indices
+    size: Size  # its own, upright; of a JPEG at a reduced scale, larger than that of the values
+    turned: bool  # in the file it lies on its side, as EXIF says
+    palette: np.ndarray = GRAYS
+    lossy: bool = False  # a JPEG, whose values have strayed from those that were saved
 
 
-def _decode(path: str | Path, reading: Reading = AS_IS) -> _Decoded:
-    """Decode a file no finer than the size needs; whatever goes wrong becomes a BadInput that names it."""
+def _decode(path: str | Path, reading: Reading | None = None) -> _Decoded:
+    """A file's pixels as they are; with a `reading`, for 1 or 3 channels in gray or RGB, and no finer than its size
+    needs. Whatever goes wrong becomes a BadInput that names the file."""
     data, remedy = b"", "Replace or remove it"
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # reading from a pipe would wait for ever
             raise BadInput(path, "a folder, a pipe or a device", remedy)
         data = Path(path).read_bytes()
-        with _quietly():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode_pixels(path, data, reading)
+        _quiet()
+        return _decode_pixels(path, data, reading)
     except BadInput:
         raise
     except Image.UnidentifiedImageError:
@@ -243,126 +220,122 @@ def _decode(path: str | Path, reading: Reading = AS_IS) -> _Decoded:
     raise BadInput(path, f"can't be read as an image ({what})", remedy)
 
 
-def _decode_mask(path: str | Path) -> _Decoded:
-    decoded = _decode(path)
-    if decoded.image is None:
-        raise BadInput(path, f"a mask of {counted(decoded.values.shape[2], 'band')}", "Save it as gray with 8 bits")
-    return decoded
-
-
-def _decode_pixels(path: str | Path, data: bytes, reading: Reading) -> _Decoded:
-    is_tiff, image = data[:4] in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"), None
-    if reading.channels in (1, 3) or not is_tiff:
-        with suppress(*[Image.UnidentifiedImageError] * is_tiff):
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    bits, planar = data[24] if data.startswith(b"\x89PNG") else 8, False
-    if is_tiff and image is not None:
-        bits, planar = image.tag_v2.get(258, (1,))[0], image.tag_v2.get(284) == 2
-        if len(image.getbands()) == 1 < image.tag_v2.get(277, 1):  # Pillow would read the first of its planes alone
-            image = None
-    # Of colours with 16 bits, Pillow keeps the upper 8, and makes rubbish of planes.
-    in_full = bits == 16 and image is not None and len(image.getbands()) > 1 and (planar or reading.highest < WHITE)
-    if image is None or is_tiff and in_full:
-        values, orientation = _tiff_values(path, data)
-        upper = Image.fromarray((values >> 8).astype(np.uint8)) if image else None
-        return _Decoded(data, upper, values.shape[:2], orientation, False, values.itemsize == 2, values)
+def _decode_pixels(path: str | Path, data: bytes, reading: Reading | None) -> _Decoded:
+    channels = reading.channels if reading else 3
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        if data[:4] not in TIFF:
+            raise
+        return _decode_bands(path, data, channels)
+    if image.format == "TIFF" and not (channels in (1, 3) and _reads_all(image)):
+        return _decode_bands(path, data, channels)
     if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO is one shot, twice
         raise BadInput(path, f"holds {image.n_frames} images", "Save the one that counts by itself")
-    orientation, turned, lossy = _orientation(image), _is_turned(image), image.format in ("JPEG", "MPO")
+    orientation, palette, lossy = _orientation(image), GRAYS, image.format in ("JPEG", "MPO")
+    turned = orientation >= 5
     size = image.size if turned else image.size[::-1]
-    if reading.size is not None:
+    if reading and reading.size:
         image.draft(None, [3 * side for side in (reading.size if turned else reading.size[::-1])])
     image.load()  # which says what is broken
-    if orientation > 1 and not is_tiff:  # Pillow does this for a TIFF by itself
-        image = image.transpose(UPRIGHT[orientation])
-    values = None
-    if in_full:
+    if image.format == "PNG" and data[24] == 16 and len(image.getbands()) > 1:  # Pillow keeps the upper 8 bits
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
-        values = _upright(values[..., [2, 1, 0, 3][: values.shape[2]]], orientation)
-    return _Decoded(data, image, size, orientation, lossy, bits == 16, values)
+        values = values[..., [2, 1, 0, 3][: values.shape[2] if channels == 4 else 3]]
+    else:
+        if reading and channels in (1, 3) and image.mode[0] not in "IF":
+            image = image.convert("L" if channels == 1 else "RGB")
+        if image.mode == "P":
+            palette = np.reshape(image.getpalette("RGB"), (-1, 3)).astype(np.uint8)
+            palette = np.pad(palette, ((0, 256 - len(palette)), (0, 0)))
+        values = np.asarray(image)
+    return _Decoded(data, _upright(values, orientation), size, turned, palette, lossy)
+
+
+def _reads_all(image: Image.Image) -> bool:
+    """Whether Pillow reads all of a TIFF: it takes the first of several planes for the image, keeps the upper 8 of
+    16 bits in colours, and makes rubbish of both."""
+    bands, bits = image.tag_v2.get(277, 1), image.tag_v2.get(258, (1,))[0]
+    return bands == 1 or (bits < 16 and len(image.getbands()) > 1)
+
+
+def _decode_bands(path: str | Path, data: bytes, channels: int) -> _Decoded:
+    """A TIFF with any number of bands, interleaved or one after the other."""
+    with _tiff_page(path, io.BytesIO(data)) as page:
+        if page.imagelength * page.imagewidth > MAX_PIXELS:
+            raise ValueError(f"more than {MAX_PIXELS} pixels")
+        values, orientation = page.asarray(maxworkers=1), page.tags.valueof(ORIENTATION, 1)
+        values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
+        if page.photometric.name == "RGB" and channels in (1, 3):
+            values = values[..., :3]  # without alpha
+    values = _upright(values, orientation)
+    return _Decoded(data, values, values.shape[:2], orientation >= 5)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what Pillow and tifffile say about odd tags, which change nothing."""
-    for library in ("PIL", "tifffile"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _open_tiff(source: Path | io.BytesIO) -> Any:
-    """A TIFF, of whatever bands, to be closed."""
+def _tiff_page(path: str | Path, source: str | Path | io.BytesIO) -> Iterator[Any]:
+    """The page of a TIFF that holds its image: GDAL adds reduced ones and masks."""
     import tifffile  # only here: few have such files
 
-    return tifffile.TiffFile(source)
-
-
-def _tiff_values(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
-    """The pixels of a TIFF with any number of bands, interleaved or one after the other, as uint8 or uint16
-    (H, W, N), upright, and its orientation."""
-    with _open_tiff(io.BytesIO(data)) as file:
-        pages = [page for page in file.pages if not page.is_reduced and not page.is_mask]  # GDAL adds such pages
+    with tifffile.TiffFile(source) as file:
+        pages = [page for page in file.pages if not page.is_reduced and not page.is_mask]
         if not pages:
             raise Image.UnidentifiedImageError
         if len(pages) > 1:
             raise BadInput(path, f"holds {len(pages)} images", "Save the one that counts by itself")
-        page, orientation = pages[0], pages[0].tags.valueof(ORIENTATION, 1)
-        if page.imagelength * page.imagewidth > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels")
-        if page.dtype not in (np.uint8, np.uint16) or page.photometric == 5:
-            kind = f"{page.photometric.name} pixels of type {page.dtype}"
-            raise BadInput(path, kind, "Save it as RGB or bands of 8 or 16 bits")
-        values = page.asarray(maxworkers=1)
-    values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else np.atleast_3d(values)
-    return _upright(values, orientation), orientation if orientation in UPRIGHT else 1
+        yield pages[0]
+
+
+def _quiet() -> None:
+    """Silence what Pillow and tifffile say about odd tags, which change nothing."""
+    for library in ("PIL", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=library)
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, N) as an EXIF orientation turns them."""
+    """Pixels, (H, W) or (H, W, N), as an EXIF orientation turns them."""
     values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
-    return values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    down, right = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(values[::down, ::right])
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 if it can't be read."""
+    """The EXIF orientation that is to be applied, 1 to 8; 1 if it can't be read, and of a TIFF, which Pillow turns
+    upright by itself."""
     with suppress(Exception):  # broken metadata raises almost anything, and says nothing about the pixels
-        value = image.getexif().get(ORIENTATION, 1)
-        return value if value in UPRIGHT else 1
+        if image.format != "TIFF" and (value := image.getexif().get(ORIENTATION)) in range(1, 9):
+            return value
     return 1
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether an image that has just been opened has its height where the upright one has its width."""
-    return _orientation(image) >= 5 and image.format != "TIFF"  # whose size is the upright one's
+def _gray(values: np.ndarray) -> np.ndarray:
+    """Pixels without alpha: (H, W), or (H, W, 3) of RGB whose channels differ."""
+    if values.ndim == 2:
+        return values
+    values = values[..., : 1 if values.shape[2] == 2 else 3]
+    return values if (values != values[..., :1]).any() else values[..., 0]
 
 
 def _to_image(decoded: _Decoded, path: str | Path, reading: Reading) -> np.ndarray:
-    image, values, channels, highest = decoded.image, decoded.values, reading.channels, reading.highest
-    if values is None and image.mode in ("I", "F"):
-        raise BadInput(path, f"pixels of type {image.mode}, whose range is unknown", "Save it with 8 bits")
-    if values is None and (decoded.deep or channels not in (1, 3)):
-        values = np.atleast_3d(image)  # of RGB with 16 bits, Pillow has kept the upper 8
-    if values is not None:
-        bands = values.shape[2]
-        if bands != channels and (channels not in (1, 3) or image is None and bands not in (1, 3)):
-            finding = f"{counted(bands, 'band')}, where IN_CHANNELS is {channels}"
-            raise BadInput(path, finding, f"Give images of {channels}, or train with --IN_CHANNELS {bands}")
-    if decoded.deep:
-        most = int(values.max()) << (8 if values.itemsize == 1 else 0)
+    values, channels, highest = decoded.values, reading.channels, reading.highest
+    if values.dtype.name not in ("uint8", "uint16"):
+        raise BadInput(path, f"pixels of type {values.dtype}", "Save it with 8 bits, or 16 unsigned ones")
+    bands = 1 if values.ndim == 2 else values.shape[2]
+    if bands != channels and not {bands, channels} <= {1, 3}:
+        finding = f"{counted(bands, 'band')}, where IN_CHANNELS is {channels}"
+        raise BadInput(path, finding, f"Give images of {channels}, or train with --IN_CHANNELS {bands}")
+    if values.itemsize == 2:
+        most = int(values.max())
         if most < 2**12 and highest == WHITE:  # a factor of its own would give each image another brightness
             finding = "16 bits, of which it uses the lower 12 or fewer"
             raise BadInput(path, finding, "Stretch all images alike to 16 bits, or give --RANGE 4095, say")
         if most > highest:
             raise BadInput(path, f"values up to {most}, where RANGE is {highest}", "Train with a higher --RANGE")
-        if values.itemsize == 2:
-            values = (np.arange(2**16) * 256 // (highest + 1)).astype(np.uint8)[values]
-    if channels not in (1, 3):  # each by itself, since Pillow has no mode for them all
-        return np.dstack([_scale(Image.fromarray(values[..., band]), reading.size) for band in range(channels)])
-    if values is not None:
-        image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-    return to_array(image, reading)
+        values = (values.astype(np.uint32) * 256 // (highest + 1)).astype(np.uint8)
+    if channels in (1, 3):
+        return to_array(Image.fromarray(values), reading)
+    # Each by itself, since Pillow has no mode for them all.
+    return np.dstack([_scale(Image.fromarray(values[..., band]), reading.size) for band in range(channels)])
 
 
 def to_array(image: Image.Image, reading: Reading) -> np.ndarray:
@@ -370,26 +343,15 @@ def to_array(image: Image.Image, reading: Reading) -> np.ndarray:
     return np.atleast_3d(np.array(_scale(image.convert("L" if reading.channels == 1 else "RGB"), reading.size)))
 
 
-def _to_mask(
-    decoded: _Decoded, path: str | Path, classes: Classes
-) -> tuple[np.ndarray, float, list[tuple[str, int]]]:
-    """A mask's classes, and Metadata's `between` and `palette`."""
-    image, values, colours = decoded.image, np.asarray(decoded.image), None
-    remedy = (
-        f"Save it with the numbers 0 to {classes.count - 1}" if classes.multiclass else "Save it in black and white"
-    )
-    if image.mode in ("LA", "RGB", "RGBA"):
-        alpha, values = values[..., -1], values[..., : len(image.mode.rstrip("A"))]
-        if (values != values[..., :1]).any():
-            raise BadInput(path, "a mask in colour", remedy)
-        values = values[..., 0]
-        if np.ptp(values) == 0 and np.ptp(alpha):
-            raise BadInput(path, "of one colour, with its shape in the alpha channel", remedy)
-    elif image.mode == "P":
-        colours = np.reshape(image.getpalette("RGB"), (-1, 3)).astype(np.uint8)
-        colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
-    elif image.mode not in ("1", "L") and not image.mode.startswith("I;16"):
-        raise BadInput(path, f"a mask with pixels of type {image.mode}", "Save it with 8 bits")
+def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.ndarray, float]:
+    """A mask's classes, and Metadata's `between`."""
+    values, colours, remedy = _gray(decoded.values), decoded.palette, "Save it in black and white"
+    if classes.multiclass:
+        remedy = f"Save it with the numbers 0 to {classes.count - 1}"
+    if values.ndim > 2:
+        raise BadInput(path, "a mask in colour", remedy)
+    if values.dtype.kind not in "bu":
+        raise BadInput(path, f"a mask with pixels of type {values.dtype}", "Save it with 8 bits")
     if (most := int(values.max())) > 255:
         if classes.multiclass or most < 2**15:
             raise BadInput(path, f"values up to {most}, where white has {WHITE}", remedy)
@@ -397,8 +359,7 @@ def _to_mask(
     values = values.astype(np.uint8)
     counts = _count(values)
     used = np.flatnonzero(counts)
-    gray = colours is None or (colours[used] == colours[used, :1]).all()
-    palette = [] if gray else [(colours[index].tobytes().hex(), int(index)) for index in used]
+    gray = (colours[used] == colours[used, :1]).all()
     if classes.multiclass:
         if decoded.lossy:
             raise BadInput(path, "a JPEG, which blurs class numbers into others", "Save it as PNG")
@@ -406,20 +367,18 @@ def _to_mask(
             known = f"classes are 0 to {classes.count - 1} and {classes.ignored} is ignored"
             remedy = "Change the mask, NUM_CLASSES or IGNORE_INDEX"
             raise BadInput(path, f"the value {wrong[0]}, where {known}", remedy)
-        return np.where(values == classes.ignored, np.uint8(IGNORED), values), 0.0, palette
+        return np.where(values == classes.ignored, np.uint8(IGNORED), values), 0.0
     if not gray and (black := [index for index in used if index and not colours[index].any()]):
         finding = f"a palette in colour, whose black is number {black[0]}, where background is 0"
         raise BadInput(path, finding, remedy)
-    levels = np.arange(256) if colours is None or not gray else colours[:, 0].astype(int)  # of each value
-    found = np.unique(levels[used])
-    if 1 < found[-1] < 128 or not decoded.lossy and _has_flat_areas(levels[values].astype(np.uint8), found[1:-1]):
+    levels = (colours if gray else GRAYS)[:, 0]  # of each value
+    found = np.unique(levels[used]).astype(int)
+    if 1 < found[-1] < 128 or not decoded.lossy and _has_flat_areas(levels[values], found[1:-1]):
         finding = f"values up to {found[-1]}, {len(found)} in all, where background is 0 and foreground 1 or 255"
-        if decoded.lossy:
-            raise BadInput(path, f"a JPEG with {finding}", "Save it as PNG: JPEG blurs 0 and 1 into each other")
-        raise BadInput(path, finding, f"{remedy}, or give NUM_CLASSES for more classes")
+        raise BadInput(path, finding, f"{remedy}, as PNG, or give NUM_CLASSES for more classes")
     between = counts[~np.isin(levels, found[[0, -1]])].sum() / values.size
     foreground = levels >= (1 if found[-1] <= 1 else 128)
-    return foreground[values].astype(np.uint8), float(between), palette
+    return foreground[values].astype(np.uint8), float(between)
 
 
 def _has_flat_areas(gray: np.ndarray, between: np.ndarray) -> bool:
@@ -435,10 +394,6 @@ def _has_flat_areas(gray: np.ndarray, between: np.ndarray) -> bool:
 def _count(values: np.ndarray) -> np.ndarray:
     """How many pixels have each of the values 0 to 255: np.unique takes four times as long."""
     return np.bincount(values.ravel(), minlength=256)
-
-
-def _shares(mask: np.ndarray, classes: Classes) -> list[float]:
-    return (_count(mask)[: max(2, classes.count)] / mask.size).tolist()
 
 
 def _scale_mask(mask: np.ndarray, size: Size | None) -> np.ndarray:

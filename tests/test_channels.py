@@ -1,8 +1,6 @@
 """Images of one band to many, with 8 or 16 bits, from the file to the network."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,10 @@ from test_resume import differences, interrupted
 import predict
 import prepare_data
 import train
-from dataset import CarvanaDataset, make_transforms, random_crop
+from dataset import make_transforms, random_crop
 from support.checkpoint import read_checkpoint
 from support.errors import BadInput
-from support.preparation import prepare
-from support.reading import Reading, read_image
-
-ROOT = Path(__file__).parent.parent
+from support.reading import read_image
 
 
 def test_augmentation_and_crops_do_the_same_to_any_number_of_bands():
@@ -59,16 +54,7 @@ def test_a_run_on_five_bands_trains_resumes_and_predicts(five_bands, tmp_path, m
     state = read_checkpoint(best)
     assert state["model"]["in_channels"] == 5 and state["constants"]["RANGE"] == 4095
     capsys.readouterr()
-    options = [
-        "--CHECKPOINT",
-        str(best),
-        "--OUT",
-        str(tmp_path / "out"),
-        "--OVERLAY",
-        "--CUTOUT",
-        "--DEVICE",
-        "cpu",
-    ]
+    options = f"--CHECKPOINT {best} --OUT {tmp_path / 'out'} --OVERLAY --CUTOUT --DEVICE cpu".split()
     predict.main([str(tmp_path / "in/val_images"), *options, "--MASK_DIR", str(tmp_path / "in/val_masks")])
     assert "5 of 5 images predicted" in capsys.readouterr().out
     overlay = next((tmp_path / "out").glob("*_overlay.jpg"))
@@ -79,40 +65,16 @@ def test_a_run_on_five_bands_trains_resumes_and_predicts(five_bands, tmp_path, m
     assert "a.jpg: 3 bands, where IN_CHANNELS is 5" in capsys.readouterr().err
 
 
-def test_the_records_hold_all_bands_and_depend_on_them(five_bands, tmp_path):
-    folders = tmp_path / "in/val_images", tmp_path / "in/val_masks"
-    paths = set()
-    for channels, highest in ((5, 4095), (5, 65535), (5, 4080)):
-        reading = Reading((32, 48), channels=channels, highest=highest)
-        prepared = prepare(*folders, reading, tmp_path / "cache")
-        assert bool(prepared.records) == (highest < 65535)
-        if prepared.records:
-            paths.add(prepared.records.path)
-            data = CarvanaDataset(*folders, reading=reading)
-            for index, (image, mask) in enumerate(map(prepared.records.__getitem__, range(5))):
-                np.testing.assert_array_equal(image, data[index][0])
-                np.testing.assert_array_equal(mask, data[index][1])
-    assert len(paths) == 2
-
-
 def test_split_says_the_bands_and_train_takes_them_from_there(five_bands, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sources = ["in/train_images", "in/train_masks"]
     with pytest.raises(BadInput, match="5 bands, where IN_CHANNELS is 3.* --IN_CHANNELS 5"):
         prepare_data.main(["check", *sources])
-    with pytest.raises(BadInput, match="IN_CHANNELS: -1 can't be used"):
-        prepare_data.main(["check", *sources, "--IN_CHANNELS", "-1"])
-    prepare_data.main(["check", *sources, "--IN_CHANNELS", "5", "--RANGE", "4095"])
     prepare_data.main(["split", *sources, "--IN_CHANNELS", "5", "--RANGE", "4095"])
     assert "a size to train at: 96x64" in capsys.readouterr().out
     known = json.loads(Path("data/dataset.json").read_text())
     assert (known["IN_CHANNELS"], known["RANGE"]) == (5, 4095)
     train.main(["--FEATURES", "4", "8", "--NUM_EPOCHS", "1", "--IMAGE_HEIGHT", "32", "--IMAGE_WIDTH", "48"])
     assert read_checkpoint("my_checkpoint.pth.tar")["model"]["in_channels"] == 5
-    for more, words in (
-        (["--IN_CHANNELS", "4"], "5 bands, where IN_CHANNELS is 4"),
-        (["--RANGE", "2000"], "where RANGE is 2000. Train with a higher --RANGE"),
-    ):
-        command = [sys.executable, str(ROOT / "train.py"), *more, "--FEATURES", "4", "8", "--BATCH_SIZE", "2"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(BadInput, match="where RANGE is 2000. Train with a higher --RANGE"):
+        train.main(["--RANGE", "2000"])
