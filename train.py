@@ -298,10 +298,11 @@ def describe(
         length = f"{counted(options.NUM_EPOCHS, 'epoch')} of {length}"
     if options.TIME_LIMIT:
         length = f"{options.TIME_LIMIT:g} minutes, {length}"
+    over = f" over {group.world_size} processes" if group.world_size > 1 else ""
     machine = f"{group.device} in {str(precision).removeprefix('torch.')}"
     if group.device.type == "cpu":
         machine += f", {counted(torch.get_num_threads(), 'thread')}"
-    return f"{data}; batches of {batch_size}{group.describe_shards(batch_size)}\n{network}; {length}; {machine}"
+    return f"{data}; batches of {batch_size}{over}\n{network}; {length}; {machine}"
 
 
 def validation_network(model: nn.Module, run: Run, crop: int) -> nn.Module:
