@@ -378,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
     print(describe(options, train_loader, val_loader, group, precision))
 
     with explain_limits(f"batches of {batch_size} images of {options.IMAGE_WIDTH}x{options.IMAGE_HEIGHT}"), run:
-        while not run.is_finished:
+        while not run.limit:
             print(f"epoch {run.epoch + 1}" + ("" if math.isinf(run.num_epochs) else f" of {run.num_epochs}"))
             train_fn(
                 train_loader,
