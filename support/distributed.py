@@ -83,12 +83,9 @@ class Group:
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, each of which has those of its `shard`, in their order and on the CPU."""
-        parts = self.all_gather(rows.cpu())
-        longest = max(parts, key=len)  # a process without rows may not know their shape
-        whole = longest.new_empty((sum(map(len, parts)), *longest.shape[1:]))
-        for rank, part in enumerate(parts):
-            whole[rank :: self.world_size] = part.view(-1, *whole.shape[1:])
-        return whole
+        whole = torch.cat(self.all_gather(rows.cpu()))
+        order = [index for rank in range(self.world_size) for index in range(rank, len(whole), self.world_size)]
+        return whole[torch.tensor(order).argsort()]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of the processes' tensors, on the CPU; of equal ones it is just that."""
