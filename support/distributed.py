@@ -132,7 +132,8 @@ def init_distributed(device: str = "auto") -> Group:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     rank, size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*address, timeout=timedelta(minutes=30))
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "False"  # else torchrun does
+    store = dist.TCPStore(*address, is_master=hosts, timeout=timedelta(minutes=30))
     run_id = store.compare_set("run id", "", uuid4().hex).decode()
     # torchrun's store outlives a restart, and PyTorch would find there the addresses of processes that have died.
     _store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
