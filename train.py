@@ -302,10 +302,11 @@ def describe(
         length = f"{counted(options.NUM_EPOCHS, 'epoch')} of {length}"
     if options.TIME_LIMIT:
         length = f"{options.TIME_LIMIT:g} minutes, {length}"
+    over = f" over {group.world_size} processes" if group.world_size > 1 else ""
     machine = f"{group.device} in {str(precision).removeprefix('torch.')}"
     if group.device.type == "cpu":
         machine += f", {counted(torch.get_num_threads(), 'thread')}"
-    return f"{data}; batches of {batch_size}{group.describe_shards(batch_size)}\n{network}; {length}; {machine}"
+    return f"{data}; batches of {batch_size}{over}\n{network}; {length}; {machine}"
 
 
 def validation_network(model: nn.Module, run: Run, crop: int) -> nn.Module:
@@ -380,7 +381,7 @@ def main(argv: list[str] | None = None) -> None:
     print(describe(options, train_loader, val_loader, group, precision))
 
     with explain_limits(f"batches of {batch_size} images of {options.IMAGE_WIDTH}x{options.IMAGE_HEIGHT}"), run:
-        while not run.is_finished:
+        while not run.limit:
             print(f"epoch {run.epoch + 1}" + ("" if math.isinf(run.num_epochs) else f" of {run.num_epochs}"))
             train_fn(
                 train_loader,

@@ -1,14 +1,13 @@
 """Checkpoint files: whole or not there, checked before they are used, and read without running what they hold."""
 
-import errno
 import io
 import os
 import re
 import shutil
 import sys
-import threading
 import warnings
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from model import unet_arguments
 from support.errors import BadInput, counted, warn
 from support.files import whole_file, writable_folder
 from support.reading import Size
@@ -68,38 +68,25 @@ class CheckpointWriter:
         self.latest = folder / "my_checkpoint.pth.tar"
         self.previous = folder / "previous_checkpoint.pth.tar"
         self.best = folder / "best_checkpoint.pth.tar"
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._thread, self._saved = ThreadPoolExecutor(1), Future()
+        self._saved.set_result(None)
 
     def save(self, state: dict[str, Any], is_best: bool = False) -> None:
         """Copy `state` and write it in the background. Raises what went wrong with the save before."""
         self.wait()
         if self._lock is not None:
-            self._thread = threading.Thread(target=self._write, args=(_to_bytes(state), is_best))
-            self._thread.start()
+            self._saved = self._thread.submit(self._write, _to_bytes(state), is_best)
 
     def _write(self, data: memoryview, is_best: bool) -> None:
-        try:
-            if self.latest.exists():
-                _place_copy(self.latest, self.previous)
-            _write(data, self.latest)
-            if is_best:
-                _place_copy(self.latest, self.best)
-        except Exception as error:  # raised again in the run's own thread
-            self._error = error
+        if self.latest.exists():
+            _place_copy(self.latest, self.previous)
+        _write(data, self.latest)
+        if is_best:
+            _place_copy(self.latest, self.best)
 
     def wait(self) -> None:
         """Return when the last save is on the disk. Raises BadInput where it could not be written."""
-        if self._thread is not None:
-            self._thread.join()
-        self._thread, error, self._error = None, self._error, None
-        if error is not None:
-            raise error
-
-    def poll(self) -> None:
-        """Raise what went wrong with the last save, if it has ended."""
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
+        self._saved.result()
 
     def check_room(self, model: nn.Module) -> None:
         """Raise BadInput where the disk can't hold the latest, the previous, the best and one being written."""
@@ -112,25 +99,19 @@ class CheckpointWriter:
 
     def saved_state(self, load_model: bool, run_id: str) -> dict[str, Any] | None:
         """The checkpoint to resume from: the latest, with `load_model`; otherwise what was saved before torchrun
-        restarted the processes of the same command, which have one `run_id`; or none."""
-        if load_model and not self.latest.exists():
-            raise missing_checkpoint(self.latest, "Leave LOAD_MODEL out to begin a new run. ")
-        state = self.read() if load_model or (run_id and self.latest.exists()) else None
-        return state if load_model or (state and state.get("run_id") == run_id) else None
-
-    def read(self) -> dict[str, Any]:
-        """The latest checkpoint, or, with a line that says so, the one before where the latest is broken."""
+        restarted the processes of the same command, which have one `run_id`; or none. Where the latest is broken,
+        it is the one before, and a line says so."""
+        if not (load_model or (run_id and self.latest.exists())):
+            return None
         try:
-            return read_checkpoint(self.latest)
-        except NewerFormat:
-            raise
+            state = read_checkpoint(self.latest)
         except BadInput as error:
-            if not self.previous.exists():
+            if isinstance(error, NewerFormat) or not self.previous.exists():
                 raise
             state = read_checkpoint(self.previous)
             _place_copy(self.previous, self.latest)  # else the next save would make the broken one the previous
             print(f"{error} Going on from {self.previous} instead.", file=sys.stderr)
-            return state
+        return state if load_model or state.get("run_id") == run_id else None
 
 
 class NewerFormat(BadInput):
@@ -144,7 +125,9 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
     """
     path = Path(filename)
     if not path.exists():
-        raise missing_checkpoint(path)
+        found = [*path.parent.glob("*.pth.tar"), *path.parent.glob("previous_runs/*/*.pth.tar")]
+        there = ", ".join(sorted(str(file.relative_to(path.parent)) for file in found)) or "none"
+        raise BadInput(path, "no such checkpoint", f"Checkpoints in this folder: {there}")
     try:
         # torch.load does not look whether tensors' bytes are those that were saved; the archive's checksums tell.
         if zipfile.is_zipfile(path):
@@ -160,21 +143,15 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
         if not 0 < len(reason) < 80:  # torch.load explains itself at length
             reason = "broken, or written by something else"
         raise BadInput(path, f"not a checkpoint that can be read ({reason})", "Use another checkpoint") from error
-    if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
+    if isinstance(state, dict) and "state_dict" not in state:
         state = {"state_dict": state}  # weights alone
-    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
+    weights = state["state_dict"] if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise BadInput(path, "holds no 'state_dict' of weights by name", "Use a checkpoint that train.py wrote")
     if "step" in state and state.get("format", 1) > FORMAT:
         finding = f"written by a newer version (format {state['format']}, where this one knows {FORMAT})"
         raise NewerFormat(path, finding, "Update this repository, or use another checkpoint")
     return state
-
-
-def missing_checkpoint(path: Path, remedy: str = "") -> BadInput:
-    """What to raise about a checkpoint that isn't there: it names those that are in its folder."""
-    found = [*path.parent.glob("*.pth.tar"), *path.parent.glob("previous_runs/*/*.pth.tar")]
-    there = ", ".join(sorted(str(file.relative_to(path.parent)) for file in found)) or "none"
-    return BadInput(path, "no such checkpoint", f"{remedy}Checkpoints in this folder: {there}")
 
 
 def trained_size(state: dict[str, Any]) -> Size:
@@ -185,36 +162,45 @@ def trained_size(state: dict[str, Any]) -> Size:
     return ((height + 1) // 2, (width + 1) // 2) if half_size else (height, width)
 
 
+def model_arguments(checkpoint: dict[str, Any], name: str | Path) -> dict[str, Any]:
+    """The arguments of the UNET in a checkpoint; those of weights alone are told by their shapes. Raises BadInput
+    about `name` for another network's."""
+    try:
+        return checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
+    except KeyError as error:
+        raise BadInput(name, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
+
+
 def load_checkpoint(
     checkpoint: dict[str, Any], model: nn.Module, optimizer: Optimizer | None = None, *, name: str = "checkpoint"
 ) -> None:
-    """Put a checkpoint's weights into `model` and its optimizer's state into `optimizer`.
+    """Put a checkpoint's weights into `model` and its optimizer's state into `optimizer`, whose settings stay.
 
     Raises BadInput about `name`, with neither changed, where weights are not finite or anything doesn't fit.
     """
-    weights = plain_weights(checkpoint)
-    found, expected = _shapes(weights), _shapes(model.state_dict())
-    differences = [
-        f"{key} is {found.get(key, 'nothing')} instead of {expected.get(key, 'nothing')}"
-        for key in expected | found
-        if found.get(key) != expected.get(key)
-    ]
+    weights, own = plain_weights(checkpoint), model.state_dict()
+    differences = []
+    for key in own | weights:
+        found, expected = (tuple(part[key].shape) if key in part else "nothing" for part in (weights, own))
+        if found != expected:
+            differences.append(f"{key} is {found} instead of {expected}")
     if differences:
         number = counted(len(differences), "difference")
         finding = f"made for another model: {'; '.join(differences[:3])} ({number} in all)"
         remedy = "Give the FEATURES, ENCODER and NUM_CLASSES that it was made with"
         if made := checkpoint.get("model"):
             features, encoder = " ".join(map(str, made["features"])), made.get("encoder") or '""'
-            remedy += f": {features}, {encoder} and {made['out_channels']}"
-            if made["in_channels"] != getattr(model, "arguments", made)["in_channels"]:
-                remedy += f", and IN_CHANNELS {made['in_channels']}"
+            remedy += f": {features}, {encoder} and {made['out_channels']} (IN_CHANNELS {made['in_channels']})"
         raise BadInput(name, finding, remedy)
     if not all_finite(weights):
         raise BadInput(name, "its weights are not finite", "Use an earlier one")
     if optimizer is not None:
-        if _kind(optimizer.state_dict()) != _kind(checkpoint.get("optimizer", {})):
+        saved, settings = checkpoint.get("optimizer", {}), optimizer.state_dict()["param_groups"]
+        groups = (saved.get("param_groups", []), settings)
+        kinds = [[(set(group), len(group["params"])) for group in side] for side in groups]
+        if kinds[0] != kinds[1]:
             raise BadInput(name, "made by another optimizer", "Use the one it was made with")
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        optimizer.load_state_dict({**saved, "param_groups": settings})
     model.load_state_dict(weights)
 
 
@@ -222,8 +208,8 @@ def start_from(checkpoint: dict[str, Any], model: nn.Module, *, name: str) -> No
     """Put a checkpoint's weights into `model`, whose head keeps its own if it has another number of classes. Prints
     how many. Raises BadInput as `load_checkpoint` does."""
     weights, own = plain_weights(checkpoint), model.state_dict()
-    shapes, own_shapes = _shapes(weights), _shapes(own)
-    new = [key for key in own if key.startswith("final_conv.") and shapes.get(key) != own_shapes[key]]
+    head = [key for key in own if key.startswith("final_conv.")]
+    new = [key for key in head if key not in weights or weights[key].shape != own[key].shape]
     weights |= {key: own[key] for key in new}
     load_checkpoint({**checkpoint, "state_dict": weights}, model, name=name)
     print(f"{name}: {len(own) - len(new)} of {len(own)} tensors taken{'; final_conv starts anew' if new else ''}")
@@ -234,18 +220,6 @@ def plain_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     torch.compile put before these."""
     weights = checkpoint["state_dict"]
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
-
-
-def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(w.shape) if isinstance(w, torch.Tensor) else type(w).__name__ for name, w in weights.items()
-    }
-
-
-def _kind(optimizer: dict[str, Any]) -> list[Any]:
-    """What tells one optimizer's state from another's; Adam's and AdamW's differ in a single setting."""
-    groups = optimizer.get("param_groups", [])
-    return [(set(group), len(group["params"]), group.get("decoupled_weight_decay")) for group in groups]
 
 
 def all_finite(weights: dict[str, torch.Tensor]) -> bool:
@@ -270,11 +244,11 @@ def lock_folder(folder: Path) -> TextIO:
 
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        finding = f"another run is at work here (process {file.read().strip()})"
+        raise BadInput(folder, finding, "Give another --OUT_DIR") from error
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            file.seek(0)
-            finding = f"another run is at work here (process {file.read().strip() or 'unknown'})"
-            raise BadInput(folder, finding, "Give another --OUT_DIR") from error
         warn(folder, f"its file system has no locks ({error.strerror})", "Start no second run in this folder")
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)

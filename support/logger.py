@@ -1,8 +1,6 @@
 """A run's curves, for TensorBoard: `tensorboard --logdir runs`."""
 
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -20,31 +17,17 @@ def markdown(rows: Sequence[Sequence[Any]]) -> str:
     return "".join((head, "|---" * len(rows[0]) + "|\n", *lines))
 
 
-def _image_summary(tag: str, image: Image.Image) -> "Summary":
-    """An image as a JPEG: `add_image` would make a PNG, and TensorBoard's checksum takes its time for each byte."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    image.save(encoded := BytesIO(), "JPEG", quality=85)
-    content = {"height": image.height, "width": image.width, "encoded_image_string": encoded.getvalue()}
-    return Summary(value=[Summary.Value(tag=tag, image=Summary.Image(colorspace=3, **content))])
-
-
 class Logger:
     """Writes values over a run's steps into `folder`, each part of a run (train, val) into a folder of its own.
 
     The file of a part is begun with its first value. From that step on, TensorBoard leaves out what earlier files
     of the part hold: so a resumed run goes on with its curves, without a gap and without a double. A value is in
-    the file when `add` returns, before any checkpoint of its step. Without tensorboard installed nothing is
-    written, and one line says so.
+    the file when `add` returns, before any checkpoint of its step.
     """
 
     def __init__(self, folder: Path, constants: dict[str, Any], *, enabled: bool = True) -> None:
-        self.folder, self.constants = folder, constants
+        self.folder, self.constants, self.enabled = folder, constants, enabled
         self.writers: dict[str, SummaryWriter] = {}
-        installed = find_spec("tensorboard") is not None  # imported later: that takes a moment
-        self.enabled = enabled and installed
-        if not installed:
-            print("tensorboard is not installed, so this run logs no curves (pip install tensorboard)")
 
     def add(
         self,
@@ -57,21 +40,21 @@ class Logger:
         """Write the values after so many steps, the image `grid`, and the rows of a table."""
         if not self.enabled:
             return
-        try:
-            writer = self.writers.get(part) or self._begin(part, step)
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-            if grid is not None:
-                writer.file_writer.add_summary(_image_summary("grid", grid), step)
-            if confusion is not None:
-                writer.add_text("confusion", markdown(confusion), step)
-            writer.flush()
-        except OSError as error:  # no reason to stop: a full disk gets its refusal from the next checkpoint
-            print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without curves")
-            self.enabled = False
+        writer = self.writers.get(part) or self._begin(part, step)
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        if grid is not None:  # as a JPEG: add_image makes a PNG, whose checksum takes TensorBoard its time
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            grid.save(encoded := BytesIO(), "JPEG", quality=85)
+            image = Summary.Image(height=grid.height, width=grid.width, encoded_image_string=encoded.getvalue())
+            writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="grid", image=image)]), step)
+        if confusion is not None:
+            writer.add_text("confusion", markdown(confusion), step)
+        writer.flush()
 
     def _begin(self, part: str, step: int) -> "SummaryWriter":
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # only here: its import takes a moment
 
         writer = self.writers[part] = SummaryWriter(self.folder / part, purge_step=step)
         if len(self.writers) == 1:
@@ -81,5 +64,4 @@ class Logger:
     def close(self) -> None:
         """End the files."""
         for writer in self.writers.values():
-            with suppress(OSError):
-                writer.close()
+            writer.close()

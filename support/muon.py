@@ -1,6 +1,6 @@
 """Muon, an optimizer that needs far fewer steps than Adam."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,30 +28,23 @@ class Muon(torch.optim.Optimizer):
         self.transposed = set(transposed)  # not in param_groups, so that a checkpoint's state doesn't depend on it
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self) -> None:
         """Update every parameter that has a gradient."""
-        with torch.enable_grad():
-            loss = closure() if closure else None
         for group in self.param_groups:
             given = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameters in filter(None, ([p for p in given if p.ndim > 1], [p for p in given if p.ndim < 2])):
-                matrices = parameters[0].ndim > 1 and group.get("orthogonal", True)
-                self._update(parameters, group["lr"], group["momentum"], matrices)
-        return loss
-
-    def _update(self, parameters: list[Tensor], lr: float, momentum: float, matrices: bool) -> None:
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's
-        if matrices:
-            updates = orthogonalize(updates, [parameter in self.transposed for parameter in parameters])
-        else:
-            updates = torch._foreach_sign(updates)
-        torch._foreach_sub_(parameters, updates, alpha=lr)
+                for parameter in parameters:
+                    if not self.state[parameter]:
+                        self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+                gradients = [parameter.grad for parameter in parameters]
+                torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+                updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's
+                if parameters[0].ndim > 1 and group.get("orthogonal", True):
+                    updates = orthogonalize(updates, [parameter in self.transposed for parameter in parameters])
+                else:
+                    updates = torch._foreach_sign(updates)
+                torch._foreach_sub_(parameters, updates, alpha=group["lr"])
 
 
 def orthogonalize(updates: Sequence[Tensor], transposed: Sequence[bool]) -> list[Tensor]:

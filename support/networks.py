@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model import UNET, unet_arguments
-from support.checkpoint import load_checkpoint, plain_weights, read_checkpoint, trained_size
+from model import UNET
+from support.checkpoint import load_checkpoint, model_arguments, read_checkpoint, trained_size
 from support.device import choose_memory_format, choose_precision
 from support.errors import BadInput
 from support.reading import AS_IS, Classes, Reading
@@ -27,15 +27,12 @@ def load_network(
     constants = {"IGNORE_INDEX": 255, "PRECISION": "auto", "RANGE": AS_IS.highest} | checkpoint.get("constants", {})
     trained = trained_size(checkpoint)
     size = trained[0] if height == "auto" else height, trained[1] if width == "auto" else width
-    try:
-        arguments = checkpoint.get("model") or unet_arguments(plain_weights(checkpoint))
-    except KeyError as error:
-        raise BadInput(path, f"not a U-Net of model.py: no weight {error}", "Use one of train.py") from error
+    arguments = model_arguments(checkpoint, path)
     if min(size) < (smallest := 2 ** len(arguments["features"])):
         raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", f"{size[0]} and {size[1]}", f"Give {smallest} or more each")
     precision = choose_precision(constants["PRECISION"], device)
     model = UNET(**arguments)
-    load_checkpoint(checkpoint, model)
+    load_checkpoint(checkpoint, model, name=str(path))
     model.to(device, memory_format=choose_memory_format(device, precision)).eval()
     if constants.get("CROP") and (height, width) == ("auto", "auto"):
         model, size = SlidingWindow(model, constants["CROP"]), None
@@ -58,12 +55,9 @@ def load_networks(
     paths: Sequence[str], device: torch.device, height: int | str = "auto", width: int | str = "auto"
 ) -> tuple[nn.Module, Reading, torch.dtype]:
     """What `load_network` gives, of the Ensemble of several checkpoints. Raises BadInput if they don't fit."""
-    model, reading, precision = load_network(paths[0], device, height, width)
-    models = [model]
-    for path in paths[1:]:
-        model, other, _ = load_network(path, device, height, width)
-        if other != reading:
+    models, readings, precisions = zip(*(load_network(path, device, height, width) for path in paths), strict=True)
+    for path, reading in zip(paths, readings, strict=True):
+        if reading != readings[0]:
             finding = f"its size, classes, IN_CHANNELS or RANGE are not those of {paths[0]}"
             raise BadInput(path, finding, "Predict with each by itself")
-        models.append(model)
-    return models[0] if len(models) == 1 else Ensemble(models), reading, precision
+    return models[0] if len(models) == 1 else Ensemble(models), readings[0], precisions[0]

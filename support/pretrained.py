@@ -3,7 +3,6 @@
 import difflib
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,8 @@ LITE0 = "tf_efficientnet_lite0"  # whose weights come in a package, so that it n
 
 
 def require_encoder(name: str, file: str = "") -> None:
-    """Raise BadInput, before any image is read, for a name that timm doesn't know or a missing file of weights."""
+    """Raise BadInput, before any image is read, for a name that timm doesn't know, a missing file of weights, or a
+    file without a name."""
     if name and ":" not in name:  # hf-hub:NAME is known to the hub alone
         import timm
 
@@ -24,6 +24,8 @@ def require_encoder(name: str, file: str = "") -> None:
             raise BadInput(f"ENCODER {name}", "not one of timm's networks", remedy)
     if file and not Path(file).is_file():
         raise BadInput(f"ENCODER_WEIGHTS {file}", "no such file", "Give timm's file for the encoder")
+    if file and not name:
+        raise BadInput("ENCODER_WEIGHTS", "given without an ENCODER", "Name the network whose weights they are")
 
 
 def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:
@@ -32,11 +34,10 @@ def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:
     import timm
     from timm.models import load_state_dict
 
-    logging.getLogger("timm").setLevel(logging.ERROR)  # about the classifier's weights, which aren't used
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    config = encoder.network.pretrained_cfg
+    for library in ("timm", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)  # about the classifier's weights, which aren't used
     try:
-        source: dict[str, Any] = {}
+        source = {}
         if file:
             weights, wanted = load_state_dict(file), timm.create_model(name).state_dict()
             found = len(wanted.keys() & weights.keys())
@@ -52,6 +53,7 @@ def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:
         reason = str(error).partition("\n")[0]
         if file:
             raise BadInput(file, f"not the weights of {name} ({reason})", "Give timm's file for it") from error
+        config = encoder.network.pretrained_cfg
         hub = config.get("hf_hub_id")
         where = f"https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else config.get("url")
         remedy = f"Get {where} and give --ENCODER_WEIGHTS the file, or take --ENCODER {LITE0}"

@@ -3,13 +3,11 @@
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from support.budget import Clock, progress_of_work, work
+from support.budget import Clock, work_curve
 from support.checkpoint import FORMAT, CheckpointWriter, all_finite, load_checkpoint, trained_size
 from support.distributed import ALONE, Group
 from support.errors import BadInput, counted, warn
@@ -28,12 +26,6 @@ from support.workers import ENDINGS
 
 LOOK_EVERY = 10  # steps between looks at the loss, which make a GPU wait
 SMALLEST_SCALE = 2.0**-10  # of a scaler: below it, float16 overflows in every step
-
-
-def end_bars() -> None:
-    """Have every progress bar end its line, which whatever breaks off an epoch would leave open."""
-    for bar in list(tqdm._instances):
-        bar.close()
 
 
 class Run:
@@ -68,19 +60,17 @@ class Run:
         self.constants, self.metadata = constants, {"constants": constants, **metadata}
         self.num_epochs, self.patience = constants["NUM_EPOCHS"], constants["PATIENCE"]
         self.half_share, self.clock = constants["PROGRESSIVE_RESIZING"], Clock(constants["TIME_LIMIT"] * 60)
+        self.work_curve = work_curve(self.half_share)
 
         self.epoch = self.step = 0
-        self.loss_sum = torch.zeros((), device=group.device)  # over the epoch's steps
-        self.losses: list[Tensor] = []  # of the steps since the last look, left on the device
+        self.losses = torch.zeros(len(self.batches), device=group.device)  # of the epoch's steps
         self.best_dice = -1.0
         self.full_size_dice: list[float] = []  # of each epoch that PATIENCE counts
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.last_save = time.monotonic()
-        self.last_record: tuple[int, float] | None = None  # a step of this epoch and when it was done
         self.drawn: set[str] = set()  # images that the page has already
         for param_group in optimizer.param_groups:
             param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
-        self._set_learning_rate()
 
     @property
     def total_steps(self) -> int:
@@ -92,7 +82,13 @@ class Run:
         """The fraction of the run that is done, in [0, 1], whatever the number of steps in its epochs was: of its
         steps or, with a TIME_LIMIT, of the steps that the time will be enough for, if these are fewer."""
         by_steps = self.total_steps / (self.num_epochs * len(self.batches))
-        return min(1.0, max(by_steps, progress_of_work(self.clock.share, self.half_share)))
+        steps, work = self.work_curve
+        return min(1.0, max(by_steps, float(np.interp(self.clock.share, work, steps))))
+
+    @property
+    def work(self) -> float:
+        """The fraction of the run's work that is done."""
+        return float(np.interp(self.progress, *self.work_curve))
 
     @property
     def half_size(self) -> bool:
@@ -105,15 +101,17 @@ class Run:
         return trained_size({**self.metadata, "half_size": self.half_size})
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether PATIENCE is over: so many epochs at full size have passed since the best of these."""
+    def limit(self) -> str:
+        """The constant whose limit ends the run, with its value; "" if more epochs are to come. PATIENCE is over
+        when so many epochs at full size have passed since the best of these."""
         scores = self.full_size_dice
-        return bool(scores) and 0 < self.patience < len(scores) - scores.index(max(scores))
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all epochs are done and validated, or the time or the patience is over."""
-        return self.epoch >= self.num_epochs or ((self.clock.share == 1 or self.is_stuck) and self.step == 0)
+        if self.epoch >= self.num_epochs:
+            return f"NUM_EPOCHS {self.num_epochs}"
+        if self.step == 0 and self.clock.share == 1:
+            return f"TIME_LIMIT {self.clock.seconds / 60:g}"
+        if self.step == 0 and scores and 0 < self.patience < len(scores) - scores.index(max(scores)):
+            return f"PATIENCE {self.patience}"
+        return ""
 
     def _set_learning_rate(self) -> None:
         for param_group in self.optimizer.param_groups:
@@ -130,8 +128,7 @@ class Run:
             "epoch": self.epoch,
             "step": self.step,
             "steps_per_epoch": len(self.batches),
-            "loss_sum": self.group.mean(self.loss_sum),
-            "losses": self.group.mean(torch.stack(self.losses)) if self.losses else torch.empty(0),
+            "losses": self.group.mean(self.losses[: self.step]),
             "best_dice": self.best_dice,
             "full_size_dice": self.full_size_dice,
             "half_size": self.half_size,
@@ -139,13 +136,12 @@ class Run:
             "elapsed": self.clock.elapsed,
             "generators": {
                 "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "cuda": torch.cuda.get_rng_state_all(),
                 "python": random.getstate(),
                 "numpy": [kind, keys.tolist(), *rest],
             },
             "run_id": self.group.run_id,
             **self.metadata,
-            "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
 
     def begin(self, state: dict[str, Any] | None) -> None:
@@ -153,7 +149,14 @@ class Run:
         move the results of the run before out of the way."""
         name = str(self.writer.latest)
         if state and "step" in state:
-            self._resume(state, name)
+            try:
+                self._restore(state, name)
+            except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+                reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+                raise BadInput(name, f"not as train.py writes it: {reason}", "Use another checkpoint") from error
+            print(f"{name}: going on after {counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}")
+            if self.limit:
+                print(f"{self.limit} is reached: give a larger one to train on")
         elif state:
             load_checkpoint(state, self.model, name=name)
             print(f"{name}: weights alone, with which a new run begins")
@@ -162,64 +165,29 @@ class Run:
             if archive := archive_results(self.writer.latest.parent, results):
                 print(f"the results of the run before are now in {archive}")
 
-    def _resume(self, state: dict[str, Any], name: str) -> None:
-        try:
-            self._restore(state, name)
-        except BadInput:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            finding = f"lacks {reason}" if isinstance(error, KeyError) else f"not as train.py writes it ({reason})"
-            raise BadInput(name, finding, "Use another checkpoint") from error
-        print(f"{name}: going on after {counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}")
-        if self.is_finished:
-            limit = f"NUM_EPOCHS {self.num_epochs}"
-            if self.clock.share == 1:
-                limit = f"TIME_LIMIT {self.clock.seconds / 60:g}"
-            elif self.is_stuck:
-                limit = f"PATIENCE {self.patience}"
-            print(f"{limit} is reached: give a larger one to train on")
-
     def _restore(self, state: dict[str, Any], name: str) -> None:
-        if "loss_sum" not in state:  # as earlier versions wrote it: the losses of the whole epoch
-            state = state | {"loss_sum": state["losses"].sum(), "losses": torch.empty(0)}
-        state = {  # nor did they write these
-            "images": self.metadata["images"],
-            "full_size_dice": [],
-            "steps_per_epoch": len(self.batches),
-            "elapsed": 0.0,
-            "num_threads": torch.get_num_threads(),
-        } | state
-        # The optimizer's state comes with the settings that it had: those in force now are the options'.
-        param_groups = self.optimizer.param_groups
-        in_force = [{key: group[key] for key in group.keys() - {"params"}} for group in param_groups]
+        # What has a default here, earlier versions did not write.
         load_checkpoint(state, self.model, self.optimizer, name=name)
-        for group, settings in zip(self.optimizer.param_groups, in_force, strict=True):
-            group.update(settings)
-        if state["images"] != self.metadata["images"]:
-            counts = "{train} for training and {val} for validation"
-            then, now = (counts.format(**images) for images in (state["images"], self.metadata["images"]))
-            finding = f"the images have changed since it was written: then {then}, now {now}"
-            warn(name, finding, "The run goes on with the new ones")
-        if state.get("scaler") and self.scaler.is_enabled():
+        if state.get("images", self.metadata["images"]) != self.metadata["images"]:
+            warn(name, "the images have changed since it was written", "The run goes on with the new ones")
+        if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_dice = state["epoch"], state["best_dice"]
-        self.full_size_dice = list(state["full_size_dice"])
+        self.full_size_dice = list(state.get("full_size_dice", []))
         # The same fraction of the epoch is done, if it has another number of steps now.
-        fraction = len(self.batches) / state["steps_per_epoch"]
-        self.step = round(fraction * state["step"])
-        losses = state["losses"].to(self.group.device)
-        self.losses = list(losses) if fraction == 1 else []
-        self.loss_sum = fraction * state["loss_sum"].to(self.group.device)
+        self.step = round(state["step"] * len(self.batches) / state.get("steps_per_epoch", len(self.batches)))
+        losses = state["losses"]
+        if losses.numel() != self.step:  # their mean stands for each; earlier versions kept their sum
+            losses = state.get("loss_sum", losses.sum()) / max(1, state["step"])
+        self.losses[: self.step] = losses
         self.batches.epoch, self.batches.first_batch = self.epoch, self.step
-        self.clock.earlier = state["elapsed"]
+        self.clock.earlier = state.get("elapsed", 0.0)
         self.clock.look(self.group)
-        self._set_learning_rate()
         if self.constants["NUM_THREADS"] == "auto":  # another number would round otherwise
-            torch.set_num_threads(state["num_threads"])
+            torch.set_num_threads(state.get("num_threads", torch.get_num_threads()))
         generators = state["generators"]
         torch.set_rng_state(generators["torch"])
-        if torch.cuda.is_available() and len(generators["cuda"]) == torch.cuda.device_count():
+        if len(generators["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(generators["cuda"])
         random.setstate(generators["python"])
         np.random.set_state(tuple(generators["numpy"]))
@@ -231,28 +199,23 @@ class Run:
     def after_step(self, loss: Tensor) -> bool:
         """Count the step and set the next one's learning rate; every so many, and whenever something is asked for,
         look at the losses and save. Returns whether the run's time is over."""
+        self.losses[self.step] = loss
         self.step += 1
         self.clock.look(self.group)
         self._set_learning_rate()
-        self.losses.append(loss)
-        self.loss_sum += loss
-        self.last_record = self.last_record or (self.step, time.perf_counter())
         look = self.step % LOOK_EVERY == 0 or self.step == len(self.batches) or self.progress == 1
         always = self.group.world_size == 1 or self.group.device.type == "cpu"  # GPUs would wait for each other
         number, save = self.asked() if look or always else (0, False)
+        first = (self.step - 1) // LOOK_EVERY * LOOK_EVERY  # since the look before
         if look or number or save:
-            self.check_losses()
-            self.writer.poll()
+            self.check_losses(first)
         if look:
-            self.record()
-            self.losses = []
-            minutes = self.clock.minutes_left(work(self.progress, self.half_share))
-            if minutes is not None and self.group.is_main:
-                tqdm.write(f"about {minutes:.1f} minutes of training to go")
+            loss = self.group.mean(self.losses[first : self.step]).mean().item()
+            rate, scale = self.optimizer.param_groups[0]["lr"], self.scaler.get_scale()
+            self.logger.add("train", self.total_steps, {"loss": loss, "learning_rate": rate, "scale": scale})
         if number or save:
             self.save()
-        if number:
-            self.exit(number)
+        self.exit_if(number)
         return self.progress == 1
 
     def asked(self) -> tuple[int, bool]:
@@ -261,22 +224,23 @@ class Run:
         signals, saves = zip(*self.group.all_gather((self.signal, self.save_soon or due)), strict=True)
         return max(signals), any(saves)
 
-    def record(self) -> None:
-        """Log what the steps since the last time were like."""
-        now = time.perf_counter()
-        values = {
-            "loss": self.group.mean(torch.stack(self.losses)).mean().item(),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "scale": self.scaler.get_scale(),
-        }
-        if steps := self.step - self.last_record[0]:
-            values["images_per_s"] = steps * self.batches.batch_size / (now - self.last_record[1])
-        self.last_record = self.step, now
-        self.logger.add("train", self.total_steps, values)
+    def check_losses(self, first: int) -> None:
+        """Raise BadInput at the first loss from the step `first` on that is not finite, with its files."""
+        bad, found = (~self.losses[first : self.step].isfinite()).nonzero().flatten().tolist(), None
+        if bad:
+            step = first + bad[0]
+            files = ", ".join(self.dataset.images[index] for index in self.batches.shard(self.epoch, step))
+            found = step, f"the loss is {self.losses[step].item()}, with {files}"
+        if found := min(filter(None, self.group.all_gather(found)), default=None):
+            remedy = "Look at these files, lower LEARNING_RATE or set PRECISION to float32"
+            raise BadInput(f"epoch {self.epoch + 1}, step {found[0] + 1}", found[1], remedy)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            remedy = "Lower LEARNING_RATE or set PRECISION to bfloat16 or float32"
+            raise BadInput(f"epoch {self.epoch + 1}, step {self.step}", "every step overflows in float16", remedy)
 
     def mean_loss(self) -> float:
         """Mean training loss of the epoch's steps so far, those before an interruption included."""
-        return self.group.mean(self.loss_sum).item() / max(1, self.step)
+        return self.group.mean(self.losses[: self.step]).mean().item()
 
     def stoppable(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of `loader`, for as long as no signal asks to stop."""
@@ -290,7 +254,7 @@ class Run:
         number, _ = self.asked()  # here, because the processes' batches may differ in number
         if number:
             self.save()
-            self.exit(number)
+        self.exit_if(number)
 
     def finish_epoch(self, dice: float) -> None:
         """Move on to the next epoch and save; the highest validation Dice so far makes the best checkpoint."""
@@ -299,15 +263,15 @@ class Run:
         self.best_dice = dice if is_best else self.best_dice
         if not self.half_size:
             self.full_size_dice.append(dice)
-        if self.is_stuck:
-            print(f"no better validation Dice in {counted(self.patience, 'epoch')}: the run ends")
-        self.epoch, self.step, self.losses = self.epoch + 1, 0, []
-        self.loss_sum = torch.zeros_like(self.loss_sum)
-        self.last_record = None
+        self.epoch, self.step = self.epoch + 1, 0
         self.save(is_best)
-        number, _ = self.asked()
-        if number:
-            self.exit(number)
+        (began, before), done = self.began, self.work
+        if self.limit.startswith("PATIENCE"):
+            print(f"no better validation Dice in {counted(self.patience, 'epoch')}: the run ends")
+        elif not self.clock.seconds and before < done < 1:
+            minutes = (time.monotonic() - began) / (done - before) * (1 - done) / 60
+            print(f"about {minutes:.1f} minutes to go")
+        self.exit_if(self.asked()[0])
 
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint of where the run is, in the background."""
@@ -316,35 +280,23 @@ class Run:
         self.writer.save(self.state(), is_best)
         self.save_soon, self.last_save = False, time.monotonic()
 
-    def exit(self, number: int) -> NoReturn:
-        """End the process as the signal of that number asks, when what was saved last is on the disk."""
-        self.writer.wait()
-        end_bars()
-        place = f"epoch {self.epoch + 1} after step {self.step}"
-        print(f"stopped in {place}; the same command with --LOAD_MODEL goes on from there")
-        raise SystemExit(128 + number)
-
-    def check_losses(self) -> None:
-        """Raise BadInput at the first loss since the last look that is not finite, with the files of its step."""
-        bad, found = (~torch.stack(self.losses).isfinite()).nonzero().flatten().tolist(), None
-        if bad:
-            step = self.step - len(self.losses) + bad[0]
-            files = ", ".join(self.dataset.images[index] for index in self.batches.shard(self.epoch, step))
-            found = step, f"the loss is {self.losses[bad[0]].item()}, with {files}"
-        if found := min(filter(None, self.group.all_gather(found)), default=None):
-            remedy = "Look at these files, lower LEARNING_RATE or set PRECISION to float32"
-            raise BadInput(f"epoch {self.epoch + 1}, step {found[0] + 1}", found[1], remedy)
-        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
-            remedy = "Lower LEARNING_RATE or set PRECISION to bfloat16 or float32"
-            raise BadInput(f"epoch {self.epoch + 1}, step {self.step}", "every step overflows in float16", remedy)
+    def exit_if(self, number: int) -> None:
+        """End the process as the signal of that number asks, if it isn't 0, when the last save is on the disk."""
+        if number:
+            self.writer.wait()
+            end_bars()
+            place = f"epoch {self.epoch + 1} after step {self.step}"
+            print(f"stopped in {place}; the same command with --LOAD_MODEL goes on from there")
+            raise SystemExit(128 + number)
 
     def __enter__(self) -> "Run":
+        self._set_learning_rate()
+        self.began = time.monotonic(), self.work
         self._handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            for name in (*ENDINGS, "SIGUSR1"):
-                number = getattr(signal, name, None)  # Windows lacks some
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-                    self._handlers[number] = signal.signal(number, self._on_signal)
+        for name in (*ENDINGS, "SIGUSR1"):
+            number = getattr(signal, name, None)  # Windows lacks some
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -364,15 +316,20 @@ class Run:
             os._exit(128 + number)
 
 
+def end_bars() -> None:
+    """Have every progress bar end its line, which whatever breaks off an epoch would leave open."""
+    for bar in list(tqdm._instances):
+        bar.close()
+
+
 def archive_results(folder: Path, patterns: Sequence[str]) -> Path | None:
     """Move what matches `patterns` in `folder` to the like place in `folder`/previous_runs/TIME, and return that
     folder; None where nothing matches."""
     found = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if not found:
         return None
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = (f"{stamp}_{number}" if number > 1 else stamp for number in count(1))
-    archive = next(path for name in names if not (path := folder / "previous_runs" / name).exists())
+    while (archive := folder / "previous_runs" / time.strftime("%Y-%m-%d_%H-%M-%S")).exists():
+        time.sleep(0.1)  # two runs in one second
     for path in found:
         target = archive / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)

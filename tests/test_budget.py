@@ -7,12 +7,13 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import train
 from support import budget
-from support.budget import progress_of_work, settle, work
+from support.budget import settle, work_curve
 from support.checkpoint import read_checkpoint
 from support.distributed import ALONE
 
@@ -21,44 +22,43 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("half_share", [0.0, 0.3, 0.5, 1.0])
 def test_half_size_steps_are_less_of_the_work(half_share):
+    steps, work = work_curve(half_share)
     shares = [number / 40 for number in range(41)]
-    done = [work(progress, half_share) for progress in shares]
-    assert done[0] == 0 and done[-1] == pytest.approx(1) and done == sorted(done)
-    assert [progress_of_work(share, half_share) for share in done] == pytest.approx(shares)
+    done = [np.interp(share, steps, work) for share in shares]
+    assert done[0] == 0 and done[-1] == 1 and done == sorted(done)
+    assert [np.interp(share, work, steps) for share in done] == pytest.approx(shares)
     if half_share == 0.5:
-        assert work(0.5, 0.5) == pytest.approx(0.35 / 1.35)
+        assert done[20] == pytest.approx(0.35 / 1.35)
 
 
-def options(**given: object) -> Namespace:
-    defaults = {
-        "FEATURES": "auto",
-        "NUM_EPOCHS": "auto",
-        "TIME_LIMIT": 0.0,
-        "ENCODER": "",
-        "ENCODER_WEIGHTS": "",
-        "CROP": 0,
-        "PROGRESSIVE_RESIZING": 0.5,
-    }
-    return Namespace(**{**defaults, "IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, **given})
-
-
-def settled(steps: int, state: dict | None = None, **given: object) -> tuple[list[int], float]:
-    chosen = options(**given)
+def settled(steps: int, state: dict | None = None, **given: object) -> tuple[list[int], float, float]:
+    """FEATURES, NUM_EPOCHS and PROGRESSIVE_RESIZING."""
+    options = {"FEATURES": "auto", "NUM_EPOCHS": "auto", "TIME_LIMIT": 0.0, "ENCODER": "", "CROP": 0}
+    options |= {"PROGRESSIVE_RESIZING": 0.5, "IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240}
+    chosen = Namespace(**{**options, **given})
     settle(chosen, state, None, ALONE, torch.float32, 2, steps)
-    return chosen.FEATURES, chosen.NUM_EPOCHS
+    return chosen.FEATURES, chosen.NUM_EPOCHS, chosen.PROGRESSIVE_RESIZING
 
 
-def test_without_a_limit_a_cpu_trains_a_narrow_network_for_1500_steps():
-    assert settled(48) == ([8, 16, 32, 64], 31)
-    assert settled(283) == ([8, 16, 32, 64], 5)
-    assert settled(10_000) == ([8, 16, 32, 64], 3)
-    assert settled(48, FEATURES=[4, 8], NUM_EPOCHS=2) == ([4, 8], 2)
+NARROW = [8, 16, 32, 64]
+STATE = {"model": {"features": [5, 6]}, "constants": {"NUM_EPOCHS": 7}}
 
 
-def test_a_resumed_run_keeps_what_was_chosen():
-    state = {"model": {"features": [5, 6]}, "constants": {"NUM_EPOCHS": 7}}
-    assert settled(48, state) == ([5, 6], 7)
-    assert settled(48, state, NUM_EPOCHS=9) == ([5, 6], 9)
+@pytest.mark.parametrize(
+    "steps, state, given, expected",
+    [
+        (48, None, {}, (NARROW, 31, 0.5)),  # 1,500 steps
+        (10_000, None, {}, (NARROW, 3, 0.5)),
+        (48, None, {"FEATURES": [4, 8], "NUM_EPOCHS": 2}, ([4, 8], 2, 0.5)),
+        (48, None, {"ENCODER": "resnet34"}, ([*NARROW, 128], 31, 0.5)),
+        (48, None, {"IMAGE_HEIGHT": 30}, (NARROW, 31, 0.0)),  # half of it is too small
+        (48, None, {"CROP": 64}, (NARROW, 31, 0.0)),
+        (48, STATE, {}, ([5, 6], 7, 0.5)),
+        (48, STATE, {"NUM_EPOCHS": 9}, ([5, 6], 9, 0.5)),
+    ],
+)
+def test_what_is_chosen_without_a_limit_on_a_cpu(steps, state, given, expected):
+    assert settled(steps, state, **given) == expected
 
 
 @pytest.mark.parametrize("minutes, width", [(0.1, 8), (2, 8), (4, 16), (16, 32), (500, 64)])
@@ -66,13 +66,7 @@ def test_with_a_limit_the_widest_network_that_does_its_steps_in_the_time(monkeyp
     """On a machine whose steps take 0.06 s with 16 channels, and four times as long with twice as many."""
     monkeypatch.setattr(budget, "time_step", lambda model, *_: 0.06 * (model.arguments["features"][0] / 16) ** 2)
     monkeypatch.setattr(budget, "BEGAN", budget.time.monotonic())
-    assert settled(48, TIME_LIMIT=minutes) == ([width * 2**level for level in range(4)], math.inf)
-
-
-def test_half_of_a_small_image_is_not_trained_at():
-    small = options(IMAGE_HEIGHT=30, FEATURES=[4] * 4)
-    settle(small, None, None, ALONE, torch.float32, 2, 48)
-    assert small.PROGRESSIVE_RESIZING == 0
+    assert settled(48, TIME_LIMIT=minutes)[:2] == ([width * 2**level for level in range(4)], math.inf)
 
 
 def test_a_run_with_a_limit_ends_by_the_clock_with_its_learning_rate_at_zero(folders, tmp_path):
@@ -90,4 +84,4 @@ def test_a_run_with_a_limit_ends_by_the_clock_with_its_learning_rate_at_zero(fol
 
 def test_a_run_says_how_long_it_takes(folders, tmp_path, capsys):
     train.main([*folders, "--NUM_EPOCHS", "5", "--OUT_DIR", str(tmp_path)])
-    assert capsys.readouterr().out.count(" minutes of training to go\n") == 1
+    assert capsys.readouterr().out.count(" minutes to go\n") == 4

