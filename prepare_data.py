@@ -39,7 +39,6 @@ from support.reading import Pair
 from support.sample import make_sample
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
-PETS_LISTS = {"train": "trainval", "val": "test"}
 DEFAULT_DIRS = tuple(f"data/{name}/" for name in FOLDERS)
 SAMPLE_DIR = Path("data/sample")
 
@@ -76,9 +75,11 @@ def _command_that_fits(data: Path) -> str:
         return f"carvana {data / 'train.zip'} {data / 'train_masks.zip'}"
     tops = {file.partition("/")[0] for file in (list_files(data) if names else ())}
     tops = {name for name in tops if not re.fullmatch(r"sample(_\d_classes)?|cache|pets", name)}
-    folders = sorted(tops, key=lambda name: ("mask" in name, name)) if len(tops) == 2 else [""] * bool(tops)
-    words = ["split", *(str(data / name) for name in folders), *["--out", "data_split"] * bool(tops & {*FOLDERS})]
-    return shlex.join(words) if tops else ""
+    if not tops:
+        return ""
+    two = sorted((str(data / name) for name in tops), key=lambda name: ("mask" in name, name))
+    out = ["--out", "data_split"] if tops & {*FOLDERS} else []
+    return shlex.join(["split", *(two if len(two) == 2 else [str(data)]), *out])
 
 
 def check(sources: Sequence[str], size: tuple[int, int] | None, cache_dir: str, **meaning: Any) -> None:
@@ -149,10 +150,10 @@ def pets(out: str, source: str, download: bool = True) -> None:
     except (OSError, RuntimeError) as error:
         raise BadInput("OxfordIIITPet", f"can't be fetched ({error})", "Try again, or get it by hand") from error
     home = Path(source, "oxford-iiit-pet")
-    lists = {f"{side}_list": str(home / f"annotations/{part}.txt") for side, part in PETS_LISTS.items()}
-    trimaps = {"foreground": "1,3"}  # 1 is the pet, 3 its boundary, 2 the background
+    lists = {"train_list": str(home / "annotations/trainval.txt"), "val_list": str(home / "annotations/test.txt")}
     folders = [str(home / "images"), str(home / "annotations/trimaps")]
-    split(folders, out, share=0.5, seed=0, **lists, **trimaps, skip_bad=True)
+    # In a trimap 1 is the pet, 3 its boundary, and 2 the background.
+    split(folders, out, share=0.5, seed=0, foreground="1,3", skip_bad=True, **lists)
 
 
 def by_group(

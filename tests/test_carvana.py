@@ -102,7 +102,7 @@ prepare_data.main({arguments!r})
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-@pytest.mark.parametrize("moment, files", [("before", 1), ("after", 8), ("after", 29)])
+@pytest.mark.parametrize("moment, files", [("after", 8), ("before", 20)])
 def test_killed_and_started_again(kaggle, tmp_path, moment, files):
     prepare_data.main(arguments(kaggle, tmp_path / "whole"))
     out, whole = tmp_path / "killed", listing(tmp_path / "whole")
@@ -117,19 +117,6 @@ def test_killed_and_started_again(kaggle, tmp_path, moment, files):
     assert listing(out) == whole
     for path, status in placed.items():  # left alone
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
-
-
-def test_other_files_and_changed_ones_are_refused(kaggle, tmp_path):
-    out = tmp_path / "data"
-    prepare_data.main(arguments(kaggle, out))
-    before = listing(out)
-    with pytest.raises(BadInput, match=r"_masks: already holds files \("):
-        prepare_data.main(arguments(kaggle, out, "--share", "0.6"))
-    assert listing(out) == before
-    changed = next((out / "train_images").iterdir())
-    changed.write_bytes(changed.read_bytes()[:-1] + b"?")
-    with pytest.raises(BadInput, match=rf"train_images: already holds files \({changed.name}\)"):
-        prepare_data.main(arguments(kaggle, out))
 
 
 def spoil(archive: Path, ending: str) -> None:

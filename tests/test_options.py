@@ -84,7 +84,7 @@ def test_refusals_are_one_line_and_status_2(parser, words, message, refused):
     [
         (prepare_data, "splt a b", "splt: no such command. Perhaps you meant split."),
         (prepare_data, "split a b --shrae 0.3", "--shrae: no such option. Perhaps you meant --share."),
-        (prepare_data, "split --mvoe a", "--mvoe: no such option. Perhaps you meant --move."),
+        (prepare_data, "split --sede a", "--sede: no such option. Perhaps you meant --seed."),
         (
             prepare_data,
             "carvana --like_tutorial",
