@@ -48,15 +48,9 @@ class Sample(NamedTuple):
     side: str  # "train", "val" or "", if the set isn't split yet
 
 
-class Colour(NamedTuple):
-    name: str
-    rgb: tuple[int, int, int]
-    number: int  # of its class
-
-
-def convert(sample: Sample, meaning: Meaning, colours: Sequence[Colour], one_class: bool, scratch: Path) -> Pair:
+def convert(sample: Sample, meaning: Meaning, colours: dict[int, int], one_class: bool, scratch: Path) -> Pair:
     """A sample's files as train.py reads them: its own, or new ones in `scratch`, which have 255 for the only class
-    of outlines or colours if it is `one_class`. Raises BadInput."""
+    of outlines or colours if it is `one_class`. `colours` are as of `read_colours`. Raises BadInput."""
     image, masks, values = sample.image, sample.masks, None
     new = scratch / f"{sample.side}.{sample.name}.png"
     if image.suffix.lower() not in IMAGE_SUFFIXES:
@@ -105,56 +99,54 @@ def _from_values(mask: Path, foreground: str) -> np.ndarray:
         raise BadInput("--foreground", f"{foreground!r} can't be used", remedy) from error
 
 
-def read_colours(file: str) -> list[Colour]:
-    """The colours of a list, such as CVAT's `car:128,0,0::`, CamVid's `128 0 0 car` or `#800000 car`.
+def read_colours(file: str) -> tuple[list[str], dict[int, int]]:
+    """The classes and colours of a list, such as CVAT's `car:128,0,0::`, CamVid's `128 0 0 car` or `#800000 car`:
+    the names of classes, and the number for each colour, R * 65536 + G * 256 + B.
 
     Classes are numbered in the list's order. One called background is 0; ignore, void and unlabelled are ignored.
     """
-    try:
-        rows = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        remedy = "Give a line R G B NAME each"
-        raise BadInput(file, f"can't be read as a list of colours ({error})", remedy) from error
-    found: list[tuple[str, tuple[int, int, int]]] = []
-    for row in rows:
-        if hexed := re.search(r"#([0-9a-fA-F]{6})\b", row):
-            rgb, rest = tuple(bytes.fromhex(hexed[1])), row.replace(hexed[0], " ")
-        elif numbers := re.search(r"(?<![\w.])(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?![\w.])", row):
-            rgb, rest = tuple(map(int, numbers.groups())), row.replace(numbers[0], " ", 1)
-        else:
-            continue
-        words = [word.strip() for word in re.split(r"[:,;\t]|\s{2,}", rest) if word.strip()]
-        found.append((words[0] if words else "#" + bytes(rgb).hex(), rgb))
-    if not found or any(max(rgb) > 255 for _, rgb in found):
-        raise BadInput(file, "no list of colours", "Give a line R G B NAME for each colour, from 0 to 255")
-    names = list(dict.fromkeys(name for name, _ in found))
-    numbers = {name: SPECIAL[word] for name in names if (word := name.strip("_").lower()) in SPECIAL}
-    others = [name for name in names if name not in numbers]
-    numbers |= {name: number for number, name in enumerate(others, 1 if 0 in numbers.values() else 0)}
-    return [Colour(name, rgb, numbers[name]) for name, rgb in found]
+    found: list[tuple[str, str, Sequence[int]]] = []
+    with suppress(OSError, ValueError):
+        for row in Path(file).read_text(encoding="utf-8-sig").splitlines():
+            if hexed := re.search(r"#([0-9a-fA-F]{6})\b", row):
+                rgb, rest = bytes.fromhex(hexed[1]), row.replace(hexed[0], " ")
+            elif numbers := re.search(r"(?<![\w.])(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?![\w.])", row):
+                rgb, rest = [int(number) for number in numbers.groups()], row.replace(numbers[0], " ", 1)
+            else:
+                continue
+            words = [word.strip() for word in re.split(r"[:,;\t]|\s{2,}", rest) if word.strip()]
+            name = words[0] if words else "#" + bytes(rgb).hex()
+            found.append((name, name.strip("_").lower(), rgb))
+    if not found or any(max(rgb) > 255 for *_, rgb in found):
+        raise BadInput(
+            file, "can't be read as a list of colours", "Give a line R G B NAME for each colour, from 0 to 255"
+        )
+    background = [name for name, word, _ in found if SPECIAL.get(word) == 0]
+    names = list(dict.fromkeys([*background[:1], *(name for name, word, _ in found if word not in SPECIAL)]))
+    numbers = {_code(rgb): SPECIAL[word] if word in SPECIAL else names.index(name) for name, word, rgb in found}
+    return names, numbers
 
 
-def _from_colours(masks: Sequence[Path], colours: Sequence[Colour]) -> np.ndarray:
+def _from_colours(masks: Sequence[Path], colours: dict[int, int]) -> np.ndarray:
     """Class numbers of a mask in colour."""
     if len(masks) > 1:
         raise BadInput(masks[1], "a second mask in colour for its image", "Keep one")
     codes = _codes(masks[0])
-    numbers = {int(_code(colour.rgb)): colour.number for colour in colours}
-    if (unknown := ~np.isin(codes, [*numbers])).any():
-        told = _most(codes[unknown], codes.size)
+    found, places = np.unique(codes, return_inverse=True)
+    if not colours.keys() >= {*found.tolist()}:
+        told = _most(codes[~np.isin(codes, [*colours])], codes.size)
         remedy = "Add a line for each, called ignore if its pixels are to be left out"
         raise BadInput(masks[0], f"colours that the list lacks: {told}", remedy)
-    found, places = np.unique(codes, return_inverse=True)
-    return np.array([numbers[code] for code in found.tolist()], np.uint8)[places].reshape(codes.shape)
-
-
-def _codes(mask: Path) -> np.ndarray:
-    """A mask's colours, int (H, W), as of `_code`."""
-    return _code(read_values(mask, colour=True))
+    return np.array([colours[code] for code in found.tolist()], np.uint8)[places].reshape(codes.shape)
 
 
 def _code(rgb: Any) -> Any:
-    return np.asarray(rgb, np.int32) @ (1 << 16, 1 << 8, 1)
+    return rgb[0] << 16 | rgb[1] << 8 | rgb[2]
+
+
+def _codes(mask: Path) -> np.ndarray:
+    """A mask's colours, each as one number: int (H, W)."""
+    return _code(np.moveaxis(read_values(mask, colour=True).astype(int), 2, 0))
 
 
 def _most(codes: np.ndarray, pixels: int) -> str:

@@ -58,11 +58,10 @@ def make_plain(
     if meaning.ignore_index != IGNORED and meaning.num_classes < 2:
         raise BadInput("--IGNORE_INDEX", f"{meaning.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
     samples, bad, unused, names, ignores = _find(sources, meaning)
-    colours = read_colours(meaning.colours) if meaning.colours else []
-    if colours:
-        by_number = {colour.number: colour.name for colour in colours}
-        ignores = by_number.pop(IGNORED, None) is not None
-        names = [by_number[number] for number in sorted(by_number)]
+    colours: dict[int, int] = {}
+    if meaning.colours:
+        names, colours = read_colours(meaning.colours)
+        ignores = IGNORED in colours.values()
     classes = Classes(1 if meaning.foreground else meaning.num_classes or 1)
     if len(names) > 2 or ignores:
         classes = Classes(max(2, len(names)))

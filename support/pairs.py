@@ -112,11 +112,11 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
 
 def _nearest_folder(missing: Path) -> str:
-    """What to do about a folder that isn't there: the name that comes nearest to it, or all there are."""
+    """What to do about a folder that isn't there: the names that come nearest to it."""
     there = next(parent for parent in missing.absolute().parents if parent.is_dir())
     names = sorted(path.name for path in there.iterdir() if path.is_dir() and not path.name.startswith("."))
-    near = difflib.get_close_matches(missing.absolute().relative_to(there).parts[0], names, n=1, cutoff=0.4)
-    return f"Perhaps you meant {there / near[0]}" if near else f"Folders in {there}: {', '.join(names) or 'none'}"
+    near = difflib.get_close_matches(missing.absolute().relative_to(there).parts[0], names, n=5, cutoff=0)
+    return f"The nearest in {there} are {', '.join(near)}" if near else f"{there} has no folders"
 
 
 def _same(name: str) -> str:

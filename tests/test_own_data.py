@@ -147,15 +147,16 @@ def test_colours_that_the_list_lacks_are_named_with_their_share(tmp_path):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("# label:color_rgb:parts:actions\nbg:0,0,0::\nbig car:128,0,0::\n", [("bg", 0), ("big car", 1)]),
-        ("64 128 64\tAnimal\n0 0 0\t\tVoid\n", [("Animal", 0), ("Void", 255)]),
-        ("name,r,g,b\nroad,1,2,3\nbackground,0,0,0\n", [("road", 1), ("background", 0)]),
-        ("#ff0000 lane\n#00ff00 lane\n", [("lane", 0), ("lane", 0)]),
+        ("# label:color_rgb:parts:actions\nbg:0,0,0::\nbig car:128,0,0::\n", (["bg", "big car"], [0, 1])),
+        ("64 128 64\tAnimal\n0 0 0\t\tVoid\n", (["Animal"], [0, 255])),
+        ("name,r,g,b\nroad,1,2,3\nbackground,0,0,0\n", (["background", "road"], [1, 0])),
+        ("#ff0000 lane\n#00ff00 lane\n#0000ff\n", (["lane", "#0000ff"], [0, 0, 1])),
     ],
 )
 def test_lists_of_colours(tmp_path, text, expected):
     (tmp_path / "colours.txt").write_text(text)
-    assert [(colour.name, colour.number) for colour in read_colours(str(tmp_path / "colours.txt"))] == expected
+    names, numbers = read_colours(str(tmp_path / "colours.txt"))
+    assert (names, [*numbers.values()]) == expected
 
 
 def test_sets_that_are_split_already(tmp_path, capsys):
