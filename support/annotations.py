@@ -58,7 +58,8 @@ def load_annotations(source: Path, images: Sequence[Path]) -> Annotations | None
         except BadInput as error:
             bad.append(error)
         else:
-            listed, found = [*listed, *names], [*found, *annotated]
+            listed += names
+            found += annotated
     refuse(by_cause(bad))
     if not found:
         return None
