@@ -17,7 +17,7 @@ import random
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -266,31 +266,26 @@ def main(argv: list[str] | None = None) -> None:
     parser = OptionParser(prog="prepare_data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., None], text: str) -> OptionParser:
-        added = commands.add_parser(name, help=text)
-        added.set_defaults(run=run)
-        return added
-
     def add(to: Any, option: str, default: object, text: str, **more: Any) -> None:
         text = f"{text} (default: {default!r})"
         to.add_argument(f"--{option}", type=type(default), default=default, help=text, metavar="", **more)
 
-    rendering = command("sample", make_sample, "render a sample set of cars")
+    rendering = commands.add_parser("sample", help="render a sample set of cars")
     add(rendering, "out", str(SAMPLE_DIR), "a new folder", dest="folder")
     add(rendering, "train_cars", 6, "cars to train on, 16 views each")
     add(rendering, "val_cars", 2, "cars to validate on")
     add(rendering, "num_classes", 1, "3 has wheels, 4 windows, too", choices=(1, 2, 3, 4))
-    checking = command("check", check, "check images and masks as train.py does at its start")
+    checking = commands.add_parser("check", help="check images and masks as train.py does at its start")
     add(checking, "IMAGE_HEIGHT", 0, "pixels that the network sees; 0 is what suits the images")
     add(checking, "IMAGE_WIDTH", 0, "pixels")
     add(checking, "CACHE_DIR", "data/cache/", 'keeps what was read, for train.py, too; "" keeps nothing')
-    splitting = command("split", split, "split your own images (as hard links) and masks (as copies)")
+    splitting = commands.add_parser("split", help="split your own images (as hard links) and masks (as copies)")
     add(splitting, "group", "", r"images stay together that have the same match, as of (\d+)_(?:left|right)")
-    kaggle = command("carvana", carvana, "split Kaggle's images and masks, whole cars to a side")
+    kaggle = commands.add_parser("carvana", help="split Kaggle's images and masks, whole cars to a side")
     kaggle.add_argument("images", nargs="?", default="train.zip", help="train.zip, train_hq.zip or a folder")
     kaggle.add_argument("masks", nargs="?", default="train_masks.zip", help="an archive or a folder")
     kaggle.add_argument("--like-tutorial", action="store_true", help="hold back the tutorial's three cars instead")
-    fetching = command("pets", pets, "fetch OxfordIIITPet, images of cats and dogs, and split it")
+    fetching = commands.add_parser("pets", help="fetch OxfordIIITPet, images of cats and dogs, and split it")
     add(fetching, "source", "data/pets", "where the set is, or is fetched to")
     for added in (splitting, kaggle, fetching):
         add(added, "out", "data", "where the four folders go")
@@ -313,7 +308,8 @@ def main(argv: list[str] | None = None) -> None:
             raise BadInput(name, f"{value} can't be used", f"Give {RULES[name][1]}")
     if not 0 < options.get("share", 0.5) < 1:
         raise BadInput("--share", f"{options['share']} can't be used", "Give a number between 0 and 1")
-    run, _ = options.pop("run"), options.pop("command")
+    runs = {"sample": make_sample, "check": check, "split": split, "carvana": carvana, "pets": pets}
+    run = runs[options.pop("command")]
     options = {name.lower(): value for name, value in options.items()}
     if run is check:
         size = options.pop("image_height"), options.pop("image_width")
