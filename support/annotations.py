@@ -55,8 +55,10 @@ def load_annotations(source: Path, images: Sequence[Path]) -> Annotations | None
     for file in sorted(below) or [source]:
         try:
             names, annotated = _read_file(file, by_stem, file == source)
-        except BadInput as error:
-            bad.append(error)
+        except Exception as error:  # broken files raise almost anything
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            remedy = "Export it again, or remove it"
+            bad.append(BadInput(file, f"can't be read as annotations ({reason})", remedy))
         else:
             listed += names
             found += annotated
@@ -88,19 +90,19 @@ def _read_file(file: Path, stems: dict[str, str], alone: bool) -> tuple[list[str
     """The classes that a file lists and the images that it annotates; nothing of other files, unless it is
     `alone`. `stems` are the images' names by their stems."""
     if file.suffix.lower() == ".json":
-        data = _read(file, bytes)
+        data = file.read_bytes()
         if b'"shapes"' in data:
-            return [], [_read(file, partial(_labelme, file))]
+            return [], [_labelme(file, json.loads(data))]
         if alone or b'"categories"' in data and b'"annotations"' in data:
-            return _read(file, partial(_coco, file))
+            return _coco(file, json.loads(data))
     if file.suffix.lower() == ".txt" and file.stem in stems:
         return _yolo(file, stems[file.stem])
     return [], []
 
 
-def _coco(file: Path, data: bytes) -> tuple[list[str], list[_Image]]:
+def _coco(file: Path, content: dict[str, Any]) -> tuple[list[str], list[_Image]]:
     """Classes in the order of their ids. Crowds come last, so that nothing lies over them."""
-    content, found = json.loads(data), {}
+    found: dict[int, _Image] = {}
     classes = {each["id"]: str(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"])}
     for each in content["images"]:
         size = (each["height"], each["width"]) if each.get("height") else None
@@ -128,9 +130,9 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _labelme(file: Path, data: bytes) -> _Image:
+def _labelme(file: Path, content: dict[str, Any]) -> _Image:
     """A rectangle is two corners, a circle its centre and a point on it."""
-    content, objects = json.loads(data), []
+    objects = []
     for number, each in enumerate(content["shapes"], 1):
         kind, shape = each.get("shape_type") or "polygon", each["points"]
         if kind not in ("polygon", "rectangle", "circle"):
@@ -152,22 +154,18 @@ def _yolo(file: Path, image: str) -> tuple[list[str], list[_Image]]:
     lists = [each for place in above for each in (place / "classes.txt", place / "data.yaml") if each.is_file()]
     classes = {str(number): f"class {number}" for number in range(IGNORED)}
     if lists:
-        classes = _read(lists[0], partial(_yolo_names, lists[0]))
+        text = lists[0].read_text(encoding="utf-8-sig")
+        names = yaml.safe_load(text)["names"] if lists[0].suffix == ".yaml" else text.split("\n")
+        names = names if isinstance(names, dict) else dict(enumerate(names))  # with their numbers, or in a row
+        classes = {str(number): str(name).strip() for number, name in names.items() if str(name).strip()}
     objects, used = [], 0
-    for number, row in enumerate(_read(file, partial(str, encoding="utf-8-sig")).splitlines(), 1):
+    for number, row in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
         if row.strip():
             first, *values = row.split()
             used = max(used, list(classes).index(first) + 1 if first in classes else 0)
             objects.append(_Object(f"line {number}", classes.get(first), values))
     names = list(classes.values())[: None if lists else used]
     return names, [_Image(file, PureWindowsPath(image), SHARES, objects)]
-
-
-def _yolo_names(file: Path, data: bytes) -> dict[str, str]:
-    """Of data.yaml, where they have numbers or not, or of classes.txt, a line each."""
-    names = yaml.safe_load(data)["names"] if file.suffix == ".yaml" else str(data, "utf-8-sig").split("\n")
-    names = names if isinstance(names, dict) else dict(enumerate(names))
-    return {str(number): str(name).strip() for number, name in names.items() if str(name).strip()}
 
 
 def _draw(image: _Image, path: Path, numbers: dict[str, int]) -> np.ndarray:
@@ -218,12 +216,3 @@ def _fill(mask: np.ndarray, points: np.ndarray, number: int) -> None:
     order = np.lexsort((column, row))
     for at, left, right in zip(row[order][::2], *column[order].reshape(-1, 2).T, strict=True):
         mask[at, left:right] = number
-
-
-def _read(file: Path, parse: Callable[[bytes], Any]) -> Any:
-    """What `parse` makes of a file; what it stumbles over becomes a BadInput."""
-    try:
-        return parse(file.read_bytes())
-    except Exception as error:  # broken files raise almost anything
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise BadInput(file, f"can't be read as annotations ({reason})", "Export it again, or remove it") from error
