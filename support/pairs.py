@@ -76,11 +76,14 @@ def _match(
     masks: dict[str, list[Path]] = {}
     for file in mask_files:
         masks.setdefault(_same(file.name), []).append(file)
-    pairs, bad, used = [], [], set(images)
+    pairs, bad, used, images_too = [], [], set(images), {image.name for image in images}
     for image in images:
         names = [_same(image.stem + mark + ending) for ending in MASK_ENDINGS for mark in ("_mask", "")]
         found = [file for name in names for file in masks.get(name, ()) if file != image]
         used.update(found)
+        if images_too.intersection(file.name for file in found) and os.path.samefile(image.parent, mask_dir):
+            finding = f"holds masks and images, and {found[0].name} could be either"
+            raise BadInput(mask_dir, finding, "Move the masks into a folder of their own")
         if image.is_dir():
             bad.append(BadInput(image, "a folder, though named like an image", "Rename or remove it"))
         elif len(found) == 1:
