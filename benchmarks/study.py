@@ -161,7 +161,7 @@ CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 def link_cars(o: Any, seed: int, folder: Path) -> list[str]:
     """Link the images and masks of the cars that `seed` draws into train.py's four folders, in `folder`."""
-    cars = by_group(find_pairs(o.IMG_DIR, o.MASK_DIR), o.IMG_DIR)
+    cars = by_group(find_pairs(o.IMG_DIR, o.MASK_DIR))
     names = random.Random(seed).sample(sorted(cars), len(cars))
     validation, others = names[: o.VAL_CARS], names[o.VAL_CARS :]
     if not others:

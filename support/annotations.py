@@ -7,7 +7,6 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from support.errors import BadInput, refuse
+from support.errors import BadInput, by_cause, refuse
 from support.reading import IGNORED, Size, image_size, read_with_size
 
 SPECIAL = {"background": 0, "_background_": 0, "__ignore__": IGNORED}  # labels that are no classes
@@ -25,13 +24,14 @@ SHARES = (1, 1)  # the size of images whose coordinates are shares of width and 
 
 class Annotations(NamedTuple):
     names: list[str]  # of the classes without the background: class i + 1 in the masks is names[i]
+    ignores: bool  # whether some objects are to be left out
     masks: dict[Path, Callable[[], np.ndarray]]  # by the image's file, what draws its mask: uint8 (H, W)
 
 
 class _Object(NamedTuple):
     place: str  # in its file
     name: str | None  # of its class
-    shape: Any  # an outline, float (N, 2) of x and y; COCO's RLE, a dict; None if it is neither
+    shape: Any  # pairs of x and y, or x and y in turn; or COCO's RLE, a dict
 
 
 class _Image(NamedTuple):
@@ -44,22 +44,25 @@ class _Image(NamedTuple):
 def load_annotations(source: Path, images: Sequence[Path]) -> Annotations | None:
     """The masks that a file, or all files below a folder, hold for `images`; None if they hold no outlines.
 
-    An image listed with nothing on it has an empty mask, one that isn't listed none. Raises BadInput about each
-    kind of fault, with its first place and their number.
+    An image listed with nothing on it has an empty mask, one that isn't listed none. Raises BadInput about files
+    that can't be read and images that are missing or annotated twice; what draws a mask, about its outlines.
     """
     below = [Path(folder, name) for folder, _, names in os.walk(source) for name in names if name[0] != "."]
     by_name, by_stem = defaultdict(list), {path.stem: path.name for path in images}
     for path in images:
         by_name[path.name].append(path)
-    listed, found, broken = [], [], []
+    listed, found, bad = [], [], []
     for file in sorted(below) or [source]:
         try:
             names, annotated = _read_file(file, by_stem, file == source)
-        except BadInput as error:
-            broken.append(error)
+        except Exception as error:  # broken files raise almost anything
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            remedy = "Export it again, or remove it"
+            bad.append(BadInput(file, f"can't be read as annotations ({reason})", remedy))
         else:
-            listed, found = [*listed, *names], [*found, *annotated]
-    refuse(list({str(error): error for error in broken}.values()))  # one list of classes, broken, is met often
+            listed += names
+            found += annotated
+    refuse(by_cause(bad))
     if not found:
         return None
     labels = {thing.name for image in found for thing in image.objects} - {None}
@@ -68,77 +71,48 @@ def load_annotations(source: Path, images: Sequence[Path]) -> Annotations | None
         raise BadInput(source, f"{len(names)} classes, more than 8 bits hold", f"Leave {IGNORED - 1} at most")
     numbers = SPECIAL | {name: number for number, name in enumerate(names, 1)}
     masks: dict[Path, Callable[[], np.ndarray]] = {}
-    faults = defaultdict(list)
     for image in found:
         told = {*image.file.parts, *image.path.parts}  # of several images with one name, the nearest
         path = max(by_name[image.path.name], key=lambda path: len(told.intersection(path.parts)), default=None)
-        size = path and (image_size(path) or read_with_size(path)[1])  # raises BadInput about a broken image
-        if size is None and image.objects:
-            faults["an image that isn't there", "Add it, or remove its annotations"].append((image, ""))
-        elif size and path in masks:
-            faults["an image annotated twice", "Keep one of the two"].append((image, ""))
-        elif size and image.size not in (None, SHARES, size):
-            faults["an image of another size than annotated", "Give those that were annotated"].append((image, ""))
-        elif size:
-            masks[path] = partial(_draw, image, size, numbers)
-            for thing in image.objects:
-                if fault := _fault(thing, size, SHARES if image.size == SHARES else size, numbers):
-                    faults[fault].append((image, f", {thing.place}"))
-    errors = []
-    for (finding, remedy), places in faults.items():
-        (first, place), more = places[0], f"; {len(places)} in all" * (len(places) > 1)
-        errors.append(BadInput(first.file, f"{finding} ({first.path.name}{place}{more})", remedy))
-    refuse(errors)
-    return Annotations(names, masks)
+        name = image.path.name
+        if path in masks:
+            bad.append(BadInput(image.file, f"an image annotated twice ({name})", "Keep one of the two"))
+        elif path:
+            masks[path] = partial(_draw, image, path, numbers)
+        elif image.objects:
+            remedy = "Add it, or remove its annotations"
+            bad.append(BadInput(image.file, f"an image that isn't there ({name})", remedy))
+    refuse(by_cause(bad))
+    return Annotations(names, "__ignore__" in labels, masks)
 
 
 def _read_file(file: Path, stems: dict[str, str], alone: bool) -> tuple[list[str], list[_Image]]:
     """The classes that a file lists and the images that it annotates; nothing of other files, unless it is
     `alone`. `stems` are the images' names by their stems."""
     if file.suffix.lower() == ".json":
-        data = _read(file, bytes)
+        data = file.read_bytes()
         if b'"shapes"' in data:
-            return [], [_read(file, partial(_labelme, file))]
+            return [], [_labelme(file, json.loads(data))]
         if alone or b'"categories"' in data and b'"annotations"' in data:
-            return _read(file, partial(_coco, file))
+            return _coco(file, json.loads(data))
     if file.suffix.lower() == ".txt" and file.stem in stems:
         return _yolo(file, stems[file.stem])
     return [], []
 
 
-def _fault(thing: _Object, size: Size, unit: Size, numbers: dict[str, int]) -> tuple[str, str] | None:
-    """What is wrong with an object of an image of `size`, and what to do; `unit` is the size in its coordinates."""
-    shape = thing.shape
-    if isinstance(shape, dict):
-        if shape["size"] != size or (shape["counts"] < 0).any() or shape["counts"].sum() != size[0] * size[1]:
-            return "RLE that doesn't fit the image", "Export it again"
-    elif shape is None or not np.isfinite(shape).all():
-        return "an outline that isn't pairs of numbers", "Correct or remove it"
-    elif len(shape) < 3:
-        return "an outline of fewer than 3 points", "Draw one, or remove it: a box alone is none"
-    elif (abs(shape / unit[::-1] - 0.5) > 0.5 + FAR).any():
-        return "an outline far outside the image", "Give the images that were annotated"
-    return None if thing.name in numbers else ("a class that isn't listed", "Add its name to the classes")
-
-
-def _coco(file: Path, data: bytes) -> tuple[list[str], list[_Image]]:
+def _coco(file: Path, content: dict[str, Any]) -> tuple[list[str], list[_Image]]:
     """Classes in the order of their ids. Crowds come last, so that nothing lies over them."""
-    content, found = json.loads(data), {}
+    found: dict[int, _Image] = {}
     classes = {each["id"]: str(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"])}
     for each in content["images"]:
         size = (each["height"], each["width"]) if each.get("height") else None
         found[each["id"]] = _Image(file, PureWindowsPath(each["file_name"]), size, [])
     for each in sorted(content["annotations"], key=lambda each: bool(each.get("iscrowd"))):
-        image = found.setdefault(
-            each["image_id"], _Image(file, PureWindowsPath(f"image_id {each['image_id']}"), None, [])
-        )
+        unlisted = _Image(file, PureWindowsPath(f"image_id {each['image_id']}"), None, [])
+        image = found.setdefault(each["image_id"], unlisted)
         name = "__ignore__" if each.get("iscrowd") else classes.get(each["category_id"])
         shapes = each.get("segmentation") or [[]]
-        if isinstance(shapes, dict):
-            counts = _counts(shapes["counts"]) if isinstance(shapes["counts"], str) else shapes["counts"]
-            shapes = [{"size": tuple(shapes["size"]), "counts": np.array(counts, np.int64)}]
-        for shape in shapes:
-            shape = shape if isinstance(shape, dict) else _outline(shape)
+        for shape in [shapes] if isinstance(shapes, dict) else shapes:
             image.objects.append(_Object(f"annotation {each.get('id')}", name, shape))
     return list(classes.values()), list(found.values())
 
@@ -156,18 +130,18 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _labelme(file: Path, data: bytes) -> _Image:
+def _labelme(file: Path, content: dict[str, Any]) -> _Image:
     """A rectangle is two corners, a circle its centre and a point on it."""
-    content, objects = json.loads(data), []
+    objects = []
     for number, each in enumerate(content["shapes"], 1):
-        kind, shape = each.get("shape_type") or "polygon", _outline(each["points"])
+        kind, shape = each.get("shape_type") or "polygon", each["points"]
         if kind not in ("polygon", "rectangle", "circle"):
             raise ValueError(f"shape {number} is a {kind}, not a polygon, rectangle or circle")
-        if kind != "polygon" and shape is not None and len(shape) == 2:
+        if kind != "polygon":
             (x, y), (x2, y2) = shape
             turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
             circle = shape[0] + np.hypot(x2 - x, y2 - y) * np.stack([np.cos(turn), np.sin(turn)], 1)
-            shape = circle if kind == "circle" else np.array([(x, y), (x2, y), (x2, y2), (x, y2)])
+            shape = circle if kind == "circle" else [(x, y), (x2, y), (x2, y2), (x, y2)]
         objects.append(_Object(f"shape {number}", str(each["label"]), shape))
     size = (content["imageHeight"], content["imageWidth"]) if content.get("imageHeight") else None
     return _Image(file, PureWindowsPath(content["imagePath"]), size, objects)
@@ -180,47 +154,59 @@ def _yolo(file: Path, image: str) -> tuple[list[str], list[_Image]]:
     lists = [each for place in above for each in (place / "classes.txt", place / "data.yaml") if each.is_file()]
     classes = {str(number): f"class {number}" for number in range(IGNORED)}
     if lists:
-        classes = _read(lists[0], partial(_yolo_names, lists[0]))
+        text = lists[0].read_text(encoding="utf-8-sig")
+        names = yaml.safe_load(text)["names"] if lists[0].suffix == ".yaml" else text.split("\n")
+        names = names if isinstance(names, dict) else dict(enumerate(names))  # with their numbers, or in a row
+        classes = {str(number): str(name).strip() for number, name in names.items() if str(name).strip()}
     objects, used = [], 0
-    for number, row in enumerate(_read(file, partial(str, encoding="utf-8-sig")).splitlines(), 1):
+    for number, row in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
         if row.strip():
             first, *values = row.split()
             used = max(used, list(classes).index(first) + 1 if first in classes else 0)
-            objects.append(_Object(f"line {number}", classes.get(first), _outline(values)))
+            objects.append(_Object(f"line {number}", classes.get(first), values))
     names = list(classes.values())[: None if lists else used]
     return names, [_Image(file, PureWindowsPath(image), SHARES, objects)]
 
 
-def _yolo_names(file: Path, data: bytes) -> dict[str, str]:
-    """Of data.yaml, where they have numbers or not, or of classes.txt, a line each."""
-    names = yaml.safe_load(data)["names"] if file.suffix == ".yaml" else str(data, "utf-8-sig").split("\n")
-    names = names if isinstance(names, dict) else dict(enumerate(names))
-    return {str(number): str(name).strip() for number, name in names.items() if str(name).strip()}
-
-
-def _outline(values: Any) -> np.ndarray | None:
-    """Points of pairs, or of x and y in turn; None if `values` are neither."""
-    with suppress(ValueError, TypeError):
-        return np.array(values, float).reshape(-1, 2)
-    return None
-
-
-def _draw(image: _Image, size: Size, numbers: dict[str, int]) -> np.ndarray:
+def _draw(image: _Image, path: Path, numbers: dict[str, int]) -> np.ndarray:
+    """The mask of the image in `path`. Raises BadInput about an image or a shape that can't be used."""
+    size = image_size(path) or read_with_size(path)[1]  # raises BadInput about a broken image
+    if image.size not in (None, SHARES, size):
+        finding = f"an image of another size than annotated ({path.name})"
+        raise BadInput(image.file, finding, "Give those that were annotated")
     mask = np.zeros(size, np.uint8)
-    for _, name, shape in image.objects:
-        if not isinstance(shape, dict):
-            _fill(mask, shape * size[::-1] if image.size == SHARES else shape, numbers[name])
-        else:  # runs of background and object in turn, down the columns
-            counts = shape["counts"]
-            mask.T[np.repeat(np.arange(len(counts)) % 2 > 0, counts).reshape(size[::-1])] = numbers[name]
+    for place, name, shape in image.objects:
+        try:
+            if name not in numbers:
+                raise ValueError("its class isn't listed")
+            if isinstance(shape, dict):
+                _fill_runs(mask, shape, numbers[name])
+            else:
+                points = np.array(shape, float).reshape(-1, 2)
+                _fill(mask, points * size[::-1] if image.size == SHARES else points, numbers[name])
+        except (ValueError, TypeError, KeyError) as error:
+            remedy = "Correct or remove it"
+            raise BadInput(image.file, f"a shape can't be drawn: {error} ({path.name}, {place})", remedy) from error
     return mask
+
+
+def _fill_runs(mask: np.ndarray, rle: dict[str, Any], number: int) -> None:
+    """Give a number to the pixels of COCO's RLE: runs of background and object in turn, down the columns."""
+    counts = _counts(rle["counts"]) if isinstance(rle["counts"], str) else rle["counts"]
+    drawn = np.repeat(np.arange(len(counts)) % 2 > 0, counts).reshape(rle["size"][::-1])
+    mask.T[drawn] = number
 
 
 def _fill(mask: np.ndarray, points: np.ndarray, number: int) -> None:
     """Give a number to pixels whose centre is inside an outline, by even and odd where it crosses itself.
 
     COCO's own tools do so, too. OpenCV's fillPoly takes all that the line touches, half a pixel more on each side.
+    Raises ValueError if it is no outline in this image.
     """
+    if len(points) < 3:
+        raise ValueError("fewer than 3 points: a box alone is no outline")
+    if not (abs(points / mask.shape[::-1] - 0.5) <= 0.5 + FAR).all():  # nor NaN
+        raise ValueError("far outside the image: give those that were annotated")
     (x, y), (x2, y2) = points.T, np.roll(points, -1, axis=0).T
     first, end = (np.ceil(side(y, y2) - 0.5).clip(0, len(mask)).astype(int) for side in (np.minimum, np.maximum))
     edge = np.repeat(np.arange(len(x)), end - first)  # for each row whose centres it crosses
@@ -230,12 +216,3 @@ def _fill(mask: np.ndarray, points: np.ndarray, number: int) -> None:
     order = np.lexsort((column, row))
     for at, left, right in zip(row[order][::2], *column[order].reshape(-1, 2).T, strict=True):
         mask[at, left:right] = number
-
-
-def _read(file: Path, parse: Callable[[bytes], Any]) -> Any:
-    """What `parse` makes of a file; what it stumbles over becomes a BadInput."""
-    try:
-        return parse(file.read_bytes())
-    except Exception as error:  # broken files raise almost anything
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise BadInput(file, f"can't be read as annotations ({reason})", "Export it again, or remove it") from error

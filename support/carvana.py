@@ -5,9 +5,11 @@ import re
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+
+from tqdm import tqdm
 
 from support.errors import BadInput, counted
+from support.reading import Pair
 
 # The three cars, of 318, that the tutorial holds back for validation: 48 images.
 TUTORIAL_CARS = ("0cdf5b5d0ce1", "0ce66b539f52", "0d1a9caf4350")
@@ -27,45 +29,16 @@ train_hq.zip holds the same images, less compressed, and can stand in for train.
 """
 
 
-class Member(NamedTuple):
-    """A file in a zip archive."""
-
-    archive: zipfile.ZipFile
-    info: zipfile.ZipInfo
-
-    @property
-    def name(self) -> str:
-        """The file's name without its folders, so that no archive can have it written anywhere else."""
-        return PurePosixPath(self.info.filename).name
-
-    @property
-    def stem(self) -> str:
-        return PurePosixPath(self.name).stem
-
-    def is_at(self, path: Path) -> bool:
-        """Whether that file holds the same bytes, by length and checksum."""
-        return path.stat().st_size == self.info.file_size and zlib.crc32(path.read_bytes()) == self.info.CRC
-
-    def read(self) -> bytes:
-        """The file's bytes. Raises BadInput where they differ from those that were packed."""
-        try:
-            return self.archive.read(self.info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-            finding = f"{self.info.filename} can't be unpacked ({error})"
-            raise BadInput(self.archive.filename, finding, "Fetch the archive anew") from error
-
-
-def find_carvana(images: str | Path, masks: str | Path) -> list[tuple[Path | Member, Path | Member]]:
-    """Every image with its mask, sorted by name, out of Kaggle's archives or folders unpacked from them.
-
-    Whatever doesn't have the name of one is left where it is. Raises BadInput where an archive is missing (after
-    printing how to fetch it) or broken, and where a image lacks its mask or a mask its image.
+def unpack_carvana(images: str, masks: str, folder: Path) -> list[Pair]:
+    """Every image with its mask, sorted by name, out of folders or of Kaggle's archives, which are unpacked into
+    `folder` and tested by their checksums. Raises BadInput if an archive is missing (after printing how to fetch
+    it) or broken, and if an image lacks its mask or a mask its image.
     """
     for source in (images, masks):
         if not os.path.exists(source):
             print(HOW_TO_FETCH)
             raise BadInput(source, "no such archive or folder", "Fetch it as shown, or say where it is")
-    found, truths = _named(images, ".jpg"), _named(masks, "_mask.gif")
+    found, truths = _unpack(images, ".jpg", folder), _unpack(masks, "_mask.gif", folder)
     for source, alone, missing in (
         (masks, found.keys() - truths.keys(), "mask"),
         (images, truths.keys() - found.keys(), "image"),
@@ -76,18 +49,17 @@ def find_carvana(images: str | Path, masks: str | Path) -> list[tuple[Path | Mem
     return [(found[name], truths[name]) for name in sorted(found)]
 
 
-def _named(source: str | Path, ending: str) -> dict[str, Path | Member]:
+def _unpack(source: str, ending: str, folder: Path) -> dict[str, Path]:
     """The files of an archive or a folder by CAR_VIEW, for the names CAR_VIEW + `ending`."""
+    name, found = re.compile(r"([0-9a-f]{12}_\d{2})" + re.escape(ending)), {}
     try:
         if os.path.isdir(source):
-            files = list(Path(source).iterdir())
-        else:
-            archive = zipfile.ZipFile(source)
-            files = [Member(archive, info) for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise BadInput(source, f"not a whole zip archive ({error})", "Fetch it anew") from error
-    named = {file.name.removesuffix(ending): file for file in files if file.name.endswith(ending)}
-    named = {name: file for name, file in named.items() if re.fullmatch(r"[0-9a-f]{12}_\d{2}", name)}
-    if not named:
-        raise BadInput(source, f"holds no file like 0cdf5b5d0ce1_01{ending}", "Give images, then masks")
-    return named
+            return {match[1]: path for path in Path(source).iterdir() if (match := name.fullmatch(path.name))}
+        with zipfile.ZipFile(source) as archive:
+            for member in tqdm(archive.namelist(), f"unpacking {source}", delay=1):
+                if match := name.fullmatch(PurePosixPath(member).name):  # without folders, so that it stays in ours
+                    found[match[1]] = folder / match[0]
+                    found[match[1]].write_bytes(archive.read(member))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise BadInput(source, f"can't be unpacked ({error})", "Fetch it anew, or make room") from error
+    return found

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from support.errors import BadInput
 from support.files import whole_file
-from support.reading import Size
 
 CARVANA_SIZE = (1280, 1918)  # (height, width) of the competition's images
 
@@ -26,21 +24,6 @@ def encode(mask: np.ndarray) -> str:
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges[1::2] -= edges[::2]  # ends to lengths
     return " ".join(map(str, edges.tolist()))
-
-
-def decode(text: str, size: Size) -> np.ndarray:
-    """The boolean mask of (height, width) that has these runs. Raises BadInput where they don't fit into it."""
-    height, width = size
-    try:
-        starts, lengths = np.array(text.split(), np.int64).reshape(-1, 2).T
-    except (ValueError, OverflowError) as error:
-        raise BadInput(text[:40], "not pairs of a start and a length", "Give another line") from error
-    if (starts < 1).any() or (lengths < 1).any() or (starts + lengths - 1 > height * width).any():
-        raise BadInput(text[:40], f"runs that don't fit into {width}x{height} pixels", "Give another size or line")
-    edges = np.zeros(height * width + 1, np.int32)
-    np.add.at(edges, starts - 1, 1)
-    np.add.at(edges, starts + lengths - 1, -1)
-    return (edges[:-1].cumsum() > 0).reshape(size)
 
 
 @contextmanager

@@ -261,7 +261,9 @@ def test_outlines_of_noise_and_of_nothing():
 
 
 def test_a_submission_decodes_to_the_masks(run, trained, tmp_path):
-    from support.rle import CARVANA_SIZE, decode
+    from test_rle import decode
+
+    from support.rle import CARVANA_SIZE
 
     images = tmp_path / "in"
     images.mkdir()
