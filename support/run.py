@@ -77,7 +77,6 @@ class Run:
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.last_save = time.monotonic()
         self.last_record: tuple[int, float] | None = None  # a step of this epoch and when it was done
-        self.drawn: set[str] = set()  # images that the page has already
         for param_group in optimizer.param_groups:
             param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
         self._set_learning_rate()
