@@ -94,6 +94,10 @@ class Predictor:
     transform: Callable[..., dict[str, Any]] = field(default_factory=lambda: make_transforms()[1])
     failures: list[BadInput] = field(default_factory=list)  # of images and true masks that couldn't be used
 
+    def __post_init__(self) -> None:
+        if self.reading.size is None:  # images may be large, and of different sizes
+            self.batch_size = 1
+
     def predict(self, pairs: Iterable[tuple[Path, Path | None]]) -> Iterator[Item]:
         """What comes of each image, with its true mask if there is one, in order. Threads read the next ones and
         finish the last ones meanwhile."""
@@ -128,7 +132,7 @@ class Predictor:
 
     def see(self, items: Iterator[Item]) -> Iterator[Item]:
         """The items with logits in the place of pixels."""
-        while batch := list(islice(items, self.batch_size if self.reading.size else 1)):
+        while batch := list(islice(items, self.batch_size)):
             images = [item.values for item in batch]
             logits = self.logits(images[0][None] if len(images) == 1 else torch.stack(images))
             batch = [item._replace(values=values) for item, values in zip(batch, logits, strict=True)]
@@ -195,9 +199,10 @@ def score_images(
     pairs: Sequence[tuple[Path, Path]], model: nn.Module, reading: Reading, precision: torch.dtype
 ) -> Scores:
     """Scores of a network that sees images by this `reading`, on images and their true masks at their own sizes."""
-    predictor, bar = Predictor(model, reading, precision), {"desc": "scoring at full size", "unit": " images"}
+    predictor = Predictor(model, reading, precision)
+    items = tqdm(predictor.predict(pairs), "scoring at full size", len(pairs), delay=1, unit=" images")
     with evaluating(model):
-        counts = [item.counts for item in tqdm(predictor.predict(pairs), total=len(pairs), delay=1, **bar)]
+        counts = [item.counts for item in items]
     refuse(predictor.failures)
     return overall_scores(torch.stack(counts))
 
