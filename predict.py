@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,15 +143,18 @@ class Predictor:
     def logits(self, images: Tensor) -> np.ndarray:
         """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images (N, B, H, W): the mean over so
         many `views` of test-time augmentation, flipped along each side, then with the sides exchanged."""
-        device, total = next(self.model.parameters()).device, 0
+        device = next(self.model.parameters()).device
         images = images if images.dtype == torch.uint8 else images.to(device)  # a large image stays where it is
+
+        def see(view: int) -> Tensor:
+            axes = [axis for axis, turned in ((3, view & 1), (2, view & 2)) if turned]
+            seen = images.flip(axes) if axes else images
+            logits = self.model(seen.mT).mT if view & 4 else self.model(seen)
+            return logits.flip(axes) if axes else logits
+
         with torch.inference_mode(), autocast(device, self.precision):
-            for view in range(self.views):
-                axes = [axis for axis, turned in ((3, view & 1), (2, view & 2)) if turned]
-                seen = images.flip(axes) if axes else images
-                logits = self.model(seen.mT).mT if view & 4 else self.model(seen)
-                total = total + (logits.flip(axes) if axes else logits)
-            return (total / self.views if self.views > 1 else total).float().squeeze(1).cpu().numpy()
+            total = reduce(torch.add, map(see, range(self.views)))  # sum() would copy the first
+            return total.float().div_(self.views).squeeze(1).cpu().numpy()
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """The mask (H, W) of an image, uint8 RGB (H, W, 3): boolean, or of several classes uint8."""

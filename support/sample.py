@@ -52,7 +52,7 @@ class Face(NamedTuple):
 
     points: np.ndarray  # (n, 3), in metres
     normal: np.ndarray | tuple[int, int, int]  # zeros if it is seen from both sides
-    paint: tuple[int, int, int]
+    paint: tuple[int, int, int] | np.ndarray
     part: int
 
 
@@ -62,7 +62,7 @@ def build(car: int) -> tuple[list[Face], np.ndarray]:
     rng = np.random.default_rng(car)
     length, width, height, radius, (bonnet, belt, boot), foot, top = KINDS[car % len(KINDS)]
     length, width, tall = (length, width, 1) * rng.uniform((0.95, 0.96, 0.95), (1.04, 1.03, 1.05))
-    paint = tuple((PAINTS[car % len(PAINTS)] * rng.uniform(0.94, 1.05, 1)).astype(int))
+    paint = (PAINTS[car % len(PAINTS)] * rng.uniform(0.94, 1.05, 1)).astype(int)
 
     def ring(level: float, inset: float, share: float) -> np.ndarray:
         """A rounded rectangle around the car, (49, 3)."""
@@ -91,8 +91,8 @@ def build(car: int) -> tuple[list[Face], np.ndarray]:
                 after.append(Face(centre + size * radius * CIRCLE, (0, side, 0), colour, WHEELS))
         mirror = np.array([length * (0.45 - foot[0]), side * (0.475 * width + 0.11), tall * belt + 0.07])
         for disc in (CIRCLE * (0.07, 0, 0.085), CIRCLE[:, [1, 0, 2]] * (0, 0.12, 0.085)):  # crossed
-            before.append(Face(mirror + disc, (0, 0, 0), paint, BODY))  # the far one is behind the body
-            after.append(Face(mirror + disc, (0, side, 0), paint, BODY))
+            before.append(Face(mirror + disc, (0, 0, 0), paint * 3 // 5, BODY))  # the far one is behind the body
+            after.append(Face(mirror + disc, (0, side, 0), paint * 3 // 5, BODY))
     return before + body + after, rings[2] * (1.02, 1.02, 0)
 
 
