@@ -8,15 +8,15 @@ Both take images, uint8 RGB (N, 3, H, W) or of other channels, and give float32 
 probability of foreground, C = 1; of several that of each class. It needs `pip install onnx onnxscript onnxruntime`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from glob import glob
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -28,9 +28,7 @@ from support.errors import BadInput, counted, explain_limits, run_script
 from support.files import whole_file, writable_folder
 from support.networks import load_network
 from support.options import ConstantParser
-from support.pairs import find_images
-from support.reading import AS_IS, Reading, read_image, to_array
-from support.sample import render
+from support.reading import AS_IS, Reading, read_image
 from support.sliding_window import SlidingWindow
 
 OUT = "model.onnx"  # the ONNX file; the torch.export program lies beside it, as model.pt2
@@ -56,13 +54,6 @@ def to_probabilities(logits: Tensor) -> Tensor:
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
-def require_extras() -> None:
-    """Raise BadInput where packages are missing that nothing but the export needs."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise BadInput(", ".join(missing), "not installed", f"Run pip install {' '.join(missing)}")
-
-
 def trace(model: FromPixels, reading: Reading) -> ExportedProgram:
     """The program of a model for any number of images of the `reading`'s size or, without one, of any size.
 
@@ -78,21 +69,6 @@ def trace(model: FromPixels, reading: Reading) -> ExportedProgram:
     return program
 
 
-def find_real_images(words: list[str], folder: str, reading: Reading) -> tuple[list[np.ndarray], str]:
-    """Images, uint8 (H, W, B), to compare on, and what they are: those that `words` name, else the first in the
-    folder of validation images, else rendered cars."""
-    try:
-        paths = find_inputs(words, "", "") if words else find_images(folder)[:8]
-    except BadInput:  # without words, the checkpoint may have come to another machine
-        if words:
-            raise
-        cars = [Image.fromarray(render(car, 2 + 5 * car)[0]) for car in range(3)]
-        scaled = [to_array(car, replace(reading, channels=3)) for car in cars]
-        return [car[..., np.arange(reading.channels) % 3] for car in scaled], "3 rendered cars"
-    source = counted(len(paths), "image") + ("" if words else f" of {folder}")
-    return [read_image(path, reading) for path in paths], source
-
-
 def make_batches(images: list[np.ndarray], fixed: bool) -> Iterator[np.ndarray]:
     """Each image alone, then two together; unless the size is `fixed`, also at sizes that are odd at some level."""
     yield from (image[None] for image in images)
@@ -101,16 +77,14 @@ def make_batches(images: list[np.ndarray], fixed: bool) -> Iterator[np.ndarray]:
         yield np.pad(two, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="symmetric")
 
 
-def compare(network: nn.Module, run: Callable[[np.ndarray], Tensor], batches: Iterable[np.ndarray]) -> float:
-    """The largest difference in probability between a network, which is given images as predict.py does it, and
-    what `run` makes of the same images."""
-    transform, differences = make_transforms()[1], []
-    for batch in batches:
-        images = torch.stack([transform(image=image)["image"] for image in batch])
-        with torch.inference_mode():
-            output = run(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-            differences.append((output - to_probabilities(network(images))).abs().max())
-    return float(torch.stack(differences).max())  # NaN if there is one
+def compare(network: nn.Module, run: Callable[[np.ndarray], Tensor], images: np.ndarray, logits: bool) -> Tensor:
+    """The largest difference in probability between a network, which is given images, uint8 (N, H, W, B), as
+    predict.py does it, and what `run` makes of them, probabilities or `logits`."""
+    transform = make_transforms()[1]
+    with torch.inference_mode():
+        expected = to_probabilities(network(torch.stack([transform(image=image)["image"] for image in images])))
+        output = run(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return ((to_probabilities(output) if logits else output) - expected).abs().max()
 
 
 def load(path: Path) -> Callable[[np.ndarray], Tensor]:
@@ -132,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="what train.py wrote, such as best_checkpoint.pth.tar")
     parser.add_argument("images", nargs="*", help="images to compare on, or folders of them")
     options = parser.parse_args(argv)
-    require_extras()
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise BadInput(", ".join(missing), "not installed", f"Run pip install {' '.join(missing)}")
     out = Path(options.OUT)
     if out.suffix != ".onnx":
         raise BadInput(f"OUT {out}", "doesn't end in .onnx", "Give another --OUT, say model.onnx")
@@ -144,15 +119,17 @@ def main(argv: list[str] | None = None) -> None:
     network.to(memory_format=torch.contiguous_format)  # another one would stay in the files
     fixed = options.FIXED_SIZE or hasattr(network, "encoder")  # tracing one of timm's for any size takes minutes
     val_dir = checkpoint.get("constants", {}).get("VAL_IMG_DIR", "data/val_images/")
-    images, source = find_real_images(options.images, val_dir, reading)
-    height, width = reading.size
-    about = {"classes": str(reading.classes.count), "size": f"{width}x{height}"}
-    about |= {"range": str(reading.highest)} if reading.highest < AS_IS.highest else {}
-    known = {name: checkpoint.get(name) for name in ("best_dice", "commit")}
-    about |= {name: str(value) for name, value in known.items() if value not in (None, "", -1)}  # -1: no epoch yet
+    folders = [folder for folder in (val_dir, *glob("data/sample*/val_images")) if Path(folder).is_dir()]
+    paths = find_inputs(options.images) if options.images else find_inputs([*folders, val_dir][:1])[:8]
+    source = counted(len(paths), "image") + ("" if options.images else f" of {paths[0].parent}")
+    batches = list(make_batches([read_image(path, reading) for path in paths], fixed))
 
+    about = {"classes": reading.classes.count, "size": f"{reading.size[1]}x{reading.size[0]}"}
+    if reading.highest < AS_IS.highest:
+        about["range"] = reading.highest
+    if checkpoint.get("best_dice", -1) >= 0:  # which an epoch has had
+        about["best_dice"] = checkpoint["best_dice"]
     writable_folder(out.parent, "Give another --OUT")
-    finish = to_probabilities if options.LOGITS else lambda probabilities: probabilities
     with explain_limits(f"writing {out}"), whole_file(out) as onnx, whole_file(out.with_suffix(".pt2")) as pt2:
         model = FromPixels(network, options.LOGITS).eval()
         program = trace(model, reading if fixed else replace(reading, size=None))
@@ -160,17 +137,13 @@ def main(argv: list[str] | None = None) -> None:
         pt2.write_bytes(buffer.getbuffer())
         names = {"input_names": ["images"], "output_names": ["logits" if options.LOGITS else "probabilities"]}
         onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, **names)
-        onnx_program.model.metadata_props.update(about)
+        onnx_program.model.metadata_props.update({name: str(value) for name, value in about.items()})
         onnx_program.save(onnx)
         for path, name in ((onnx, out), (pt2, out.with_suffix(".pt2"))):
             run = load(path)
-            batches = make_batches(images, fixed)
-            try:
-                difference = compare(network, lambda images, run=run: finish(run(images)), batches)
-            except AssertionError as error:  # a guard of the program: the deepest level has but one row or column
-                raise BadInput(name, f"not written: {width}x{height} is too small", "Give --FIXED_SIZE") from error
+            difference = torch.stack([compare(network, run, batch, options.LOGITS) for batch in batches]).max()
             finding = f"differs from {options.checkpoint} by {difference:.1e} in probability at most, on {source}"
-            if not difference <= options.TOLERANCE:
+            if not difference <= options.TOLERANCE:  # nor if it is NaN
                 raise BadInput(name, f"not written: {finding}", "Give --FIXED_SIZE or more TOLERANCE")
             print(f"{name}: {finding}")
 

@@ -16,13 +16,12 @@ that was trained with CROP sees it at its own size, in overlapping windows.
 import math
 import os
 import sys
-from argparse import Namespace
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,22 +36,14 @@ from dataset import make_transforms
 from support import video
 from support.coco import Outline, coco_file, outlines
 from support.device import autocast, choose_device, count_cores, give_memory_back
-from support.errors import BadInput, counted, run_script
+from support.errors import BadInput, counted, refuse, run_script
 from support.files import writable_folder
 from support.networks import load_networks
 from support.options import ConstantParser
 from support.pairs import find_images, skipped_files, with_masks
-from support.reading import AS_IS, Reading, Size, must_match, read_image, read_mask, read_with_size, to_array
+from support.reading import Reading, Size, must_match, read_image, read_mask, read_with_size, to_array
 from support.rle import CARVANA_SIZE, encode, submission_rows
-from support.sliding_window import SlidingWindow
-from support.visualize import (
-    draw_overlay,
-    save_cutout,
-    save_mask,
-    save_probability,
-    scale_to_mask,
-    scale_to_probability,
-)
+from support.visualize import draw_overlay, save_image, save_mask, scale_to_mask, scale_to_probability
 from utils import Scores, count_classes, describe, evaluating, overall_scores
 
 CHECKPOINT = "best_checkpoint.pth.tar"  # what train.py wrote; it tells the network. Of several, the mean is taken
@@ -74,188 +65,157 @@ NUM_WORKERS = "auto"  # threads that read images and write masks; auto is one fo
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu
 
 
-KINDS = ("overlay", "probability", "cutout", "submission", "polygons")  # of results, besides masks: an option each
-
-
 class Item(NamedTuple):
-    """An image on its way: with its mask's file, its own size, and its pixels or its logits."""
+    """An image on its way, and what came of it, as far as that was asked for."""
 
     path: Path
-    target: Path | None
-    size: Size
-    values: Any
+    target: Path | None  # its true mask
+    size: Size  # its own
+    values: Any  # its pixels, as the network takes them, and then its logits
+    runs: str = ""  # its mask for Kaggle
+    outlines: Sequence[Outline] = ()
+    counts: Tensor | None = None  # its row of `count_classes`
 
 
-class Result(NamedTuple):
-    """What came of an image: its row of `count_classes`, its mask for Kaggle and its outlines, if asked for; or why
-    it has no row."""
+@dataclass
+class Predictor:
+    """A network, and what is made of its logits: masks in `out`, and what else `kinds` names (probability, cutout,
+    overlay, submission, polygons). A pixel is foreground if its logit is above `threshold`. Images of their own
+    sizes come one at a time, others in batches of `batch_size`."""
 
-    path: Path
-    size: Size
-    counts: Tensor | None
-    runs: str
-    outlines: list[Outline]
-    unscored: BadInput | None = None
+    model: nn.Module
+    reading: Reading
+    precision: torch.dtype
+    views: int = 1
+    threshold: float = 0.0
+    out: Path | None = None
+    kinds: Collection[str] = ()
+    batch_size: int = 8
+    workers: int = field(default_factory=count_cores)
+    transform: Callable[..., dict[str, Any]] = field(default_factory=lambda: make_transforms()[1])
+    failures: list[BadInput] = field(default_factory=list)  # of images and true masks that couldn't be used
 
+    def __post_init__(self) -> None:
+        if self.reading.size is None:  # images may be large, and of different sizes
+            self.batch_size = 1
 
-def predict_logits(model: nn.Module, images: Tensor, *, views: int = 1, precision: torch.dtype) -> np.ndarray:
-    """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images, float32 (N, B, H, W): the mean over
-    so many `views` of test-time augmentation, flipped along each side, then with the sides exchanged."""
-    device = next(model.parameters()).device
-    windows = any(isinstance(module, SlidingWindow) for module in model.modules())
-    images = images if windows else images.to(device)  # a large image stays where it is
-    total = 0
-    with torch.inference_mode(), autocast(device, precision):
-        for view in range(views):
+    def predict(self, pairs: Iterable[tuple[Path, Path | None]]) -> Iterator[Item]:
+        """What comes of each image, with its true mask if there is one, in order. Threads read the next ones and
+        finish the last ones meanwhile."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            read = self.in_order(pool, self.read, pairs)
+            yield from self.in_order(pool, self.finish, self.see(read))
+
+    def in_order(self, pool: Executor, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """What `function` makes of each item in the pool's threads, in the items' order, without those that fail.
+        So many are at work or waiting to be taken that memory doesn't grow with the number of items."""
+        items, waiting = iter(items), deque()
+        while True:
+            room = self.batch_size + self.workers - len(waiting)
+            waiting.extend(pool.submit(function, item) for item in islice(items, room))
+            if not waiting:
+                return
+            try:
+                yield waiting.popleft().result()
+            except BadInput as error:  # one bad file stops no other
+                self.failures.append(error)
+
+    def read(self, pair: tuple[Path, Path | None]) -> Item:
+        """An image as the network takes it."""
+        image, own_size = read_with_size(pair[0], self.reading)
+        return Item(*pair, own_size, self.to_input(image))
+
+    def to_input(self, image: np.ndarray) -> Tensor:
+        """An image, uint8 (H, W, C), as float32 (C, H, W); one of its own size, which may be large, stays uint8."""
+        if self.reading.size is None:
+            return torch.from_numpy(image).permute(2, 0, 1)
+        return self.transform(image=image)["image"]
+
+    def see(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items with logits in the place of pixels."""
+        while batch := list(islice(items, self.batch_size)):
+            images = [item.values for item in batch]
+            logits = self.logits(images[0][None] if len(images) == 1 else torch.stack(images))
+            batch = [item._replace(values=values) for item, values in zip(batch, logits, strict=True)]
+            del images  # may be large
+            yield from batch
+
+    def logits(self, images: Tensor) -> np.ndarray:
+        """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images (N, B, H, W): the mean over so
+        many `views` of test-time augmentation, flipped along each side, then with the sides exchanged."""
+        device = next(self.model.parameters()).device
+        images = images if images.dtype == torch.uint8 else images.to(device)  # a large image stays where it is
+
+        def see(view: int) -> Tensor:
             axes = [axis for axis, turned in ((3, view & 1), (2, view & 2)) if turned]
             seen = images.flip(axes) if axes else images
-            logits = model(seen.transpose(2, 3)).transpose(2, 3) if view & 4 else model(seen)
-            total = total + (logits.flip(axes) if axes else logits)
-    logits = total / views if views > 1 else total
-    return logits.squeeze(1).cpu().numpy() if windows else logits.float().squeeze(1).cpu().numpy()
+            logits = self.model(seen.mT).mT if view & 4 else self.model(seen)
+            return logits.flip(axes) if axes else logits
 
+        with torch.inference_mode(), autocast(device, self.precision):
+            total = reduce(torch.add, map(see, range(self.views)))  # sum() would copy the first
+            return total.float().div_(self.views).squeeze(1).cpu().numpy()
 
-def read_item(pair: tuple[Path, Path | None], reading: Reading, transform: Callable) -> Item:
-    """An image as the network sees it; one of its own size, which may be large, as uint8."""
-    image, own_size = read_with_size(pair[0], reading)
-    return Item(*pair, own_size, to_input(image, reading, transform))
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        """The mask (H, W) of an image, uint8 RGB (H, W, 3): boolean, or of several classes uint8."""
+        seen = self.to_input(to_array(Image.fromarray(image), self.reading))
+        return scale_to_mask(self.logits(seen[None])[0], image.shape[:2], self.threshold)
 
+    def finish(self, item: Item) -> Item:
+        """Write an item's mask, encode it and score it, as far as that was asked for."""
+        mask, runs, counts = scale_to_mask(item.values, item.size, self.threshold), "", None
+        if self.out is not None:
+            self.write(item, mask)
+        if "submission" in self.kinds:
+            fits = item.size == CARVANA_SIZE
+            runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, self.threshold))
+        if item.target is not None:
+            try:
+                target = read_mask(item.target, replace(self.reading, size=None))
+                must_match(item.target, target.shape, mask.shape)
+                masks = torch.from_numpy(mask)[None], torch.from_numpy(target)[None]
+                counts = count_classes(*masks, self.reading.classes.count)[0]
+            except BadInput as error:  # the prediction stands
+                self.failures.append(error)
+        parts = outlines(mask) if "polygons" in self.kinds else ()
+        return item._replace(values=None, runs=runs, outlines=parts, counts=counts)
 
-def to_input(image: np.ndarray, reading: Reading, transform: Callable) -> Tensor:
-    """An image, uint8 (H, W, C), as the network takes it, (C, H, W)."""
-    return transform(image=image)["image"] if reading.size else torch.from_numpy(image).permute(2, 0, 1)
-
-
-def predict_frame(
-    frame: np.ndarray, reading: Reading, transform: Callable, network: Callable[[Tensor], np.ndarray]
-) -> np.ndarray:
-    """Logits, float32 (h, w) or (C, h, w), of a frame of a video, uint8 RGB (H, W, 3)."""
-    return network(to_input(to_array(Image.fromarray(frame), reading), reading, transform)[None])[0]
-
-
-def predict_items(
-    items: Iterable[Item | BadInput], batch_size: int, network: Callable[[Tensor], np.ndarray]
-) -> Iterator[Item | BadInput]:
-    """The items with logits in the place of images."""
-    items = iter(items)
-    while batch := list(islice(items, batch_size)):
-        images = [item.values for item in batch if isinstance(item, Item)]
-        logits = iter(network(images[0][None] if len(images) == 1 else torch.stack(images)) if images else ())
-        batch = [item._replace(values=next(logits)) if isinstance(item, Item) else item for item in batch]
-        del images  # may be large
-        yield from batch
-
-
-def finish_item(
-    item: Item,
-    reading: Reading = AS_IS,
-    kinds: Container[str] = (),
-    out: Path | None = None,
-    threshold: float = 0.0,
-) -> Result:
-    """Write an image's mask into `out`, encode it and score it, as far as `kinds` asks for what. A pixel is
-    foreground if its logit is above `threshold`."""
-    mask = scale_to_mask(item.values, item.size, threshold)
-    if out is not None:
-        write_pictures(item, mask, reading, kinds, out, threshold)
-    runs, counts, unscored, number = "", None, None, reading.classes.count
-    if "submission" in kinds:
-        fits = item.size == CARVANA_SIZE
-        runs = encode(mask if fits else scale_to_mask(item.values, CARVANA_SIZE, threshold))
-    if item.target is not None:
-        try:
-            target = read_mask(item.target, replace(reading, size=None))
-            must_match(item.target, target.shape, mask.shape)
-            counts = count_classes(torch.from_numpy(mask)[None], torch.from_numpy(target)[None], number)[0]
-        except BadInput as error:  # the prediction stands
-            kind = f"classes 0 to {number - 1}" if reading.classes.multiclass else "black and white"
-            unscored = BadInput(error.subject, error.finding, f"Give a mask of the image's size in {kind}")
-    polygons = outlines(mask) if "polygons" in kinds else []
-    return Result(item.path, item.size, counts, runs, polygons, unscored)
-
-
-def write_pictures(
-    item: Item, mask: np.ndarray, reading: Reading, kinds: Container[str], out: Path, threshold: float
-) -> None:
-    """Write an image's mask into `out`, and what else `kinds` asks for."""
-    stem = item.path.stem
-    save_mask(mask, out / f"{stem}.png")
-    if "probability" in kinds:
-        save_probability(scale_to_probability(item.values, item.size), out / f"{stem}_probability.png")
-    if "overlay" in kinds or "cutout" in kinds:
-        image = read_image(item.path, replace(reading, size=None))
-        image = image[..., :3] if reading.channels >= 3 else image[..., :1].repeat(3, axis=2)
-    if "overlay" in kinds:
-        draw_overlay(image, mask, out / f"{stem}_overlay.jpg")
-    if "cutout" in kinds:  # half transparent where the mask ends
-        logits = item.values if reading.classes.multiclass else item.values - np.float32(threshold)
-        opacity = scale_to_probability(logits, item.size, foreground=True)
-        save_cutout(image, opacity, out / f"{stem}_cutout.png")
-
-
-def in_order(
-    pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], most: int
-) -> Iterator[Any | BadInput]:
-    """What `function` makes of each item in the pool's threads, in the items' order; a BadInput stands for itself.
-
-    At most `most` are at work or waiting to be taken, so that memory doesn't grow with the number of items.
-    """
-
-    def attempt(item: Any) -> Any | BadInput:
-        try:
-            return item if isinstance(item, BadInput) else function(item)
-        except BadInput as error:  # one bad file stops no other
-            return error
-
-    waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(attempt, item))
-        if len(waiting) == most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def predict_images(
-    pairs: Iterable[tuple[Path, Path | None]],
-    reading: Reading,
-    network: Callable[[Tensor], np.ndarray],
-    finish: Callable[[Item], Result],
-    *,
-    batch_size: int,
-    workers: int,
-) -> Iterator[Result | BadInput]:
-    """What comes of each image, in order. Threads read the next ones and finish the last ones meanwhile. Images of
-    their own sizes come one at a time."""
-    batch_size = batch_size if reading.size else 1
-    most = batch_size + workers
-    read = partial(read_item, reading=reading, transform=make_transforms()[1])
-    with ThreadPoolExecutor(workers) as pool:
-        items = predict_items(in_order(pool, read, pairs, most), batch_size, network)
-        yield from in_order(pool, finish, items, most)
+    def write(self, item: Item, mask: np.ndarray) -> None:
+        """Write an item's mask, and what else is to be seen of it, into files."""
+        stem = item.path.stem
+        save_mask(mask, self.out / f"{stem}.png")
+        if "probability" in self.kinds:
+            save_image(scale_to_probability(item.values, item.size), self.out / f"{stem}_probability.png")
+        if "overlay" in self.kinds or "cutout" in self.kinds:
+            image = read_image(item.path, replace(self.reading, size=None))
+            image = image[..., :3] if self.reading.channels >= 3 else image[..., :1].repeat(3, axis=2)
+        if "overlay" in self.kinds:
+            save_image(draw_overlay(image, mask), self.out / f"{stem}_overlay.jpg")
+        if "cutout" in self.kinds:  # half transparent where the mask ends
+            logits = item.values - np.float32(self.threshold)
+            opacity = (scale_to_probability(logits, item.size, foreground=True) // 257).astype(np.uint8)
+            cutout = np.dstack((image, opacity))
+            cutout[opacity == 0] = 0  # what can't be seen needs no room
+            save_image(cutout, self.out / f"{stem}_cutout.png")
 
 
 def score_images(
-    pairs: Sequence[tuple[Path, Path]],
-    model: nn.Module,
-    reading: Reading,
-    precision: torch.dtype,
-    batch_size: int = 8,
+    pairs: Sequence[tuple[Path, Path]], model: nn.Module, reading: Reading, precision: torch.dtype
 ) -> Scores:
     """Scores of a network that sees images by this `reading`, on images and their true masks at their own sizes."""
-    network = partial(predict_logits, model, precision=precision)
-    finish = partial(finish_item, reading=reading)
-    results = predict_images(pairs, reading, network, finish, batch_size=batch_size, workers=count_cores())
-    results = tqdm(results, desc="scoring at full size", total=len(pairs), unit=" images", delay=1)
+    predictor = Predictor(model, reading, precision)
+    items = tqdm(predictor.predict(pairs), "scoring at full size", len(pairs), delay=1, unit=" images")
     with evaluating(model):
-        return overall_scores(torch.stack([result.counts for result in results]))
+        counts = [item.counts for item in items]
+    refuse(predictor.failures)
+    return overall_scores(torch.stack(counts))
 
 
-def find_inputs(words: Sequence[str], out: str, mask_dir: str, endings: Sequence[str] = ("",)) -> list[Path]:
-    """The images that `words` name, each once: files, and folders of them. A line says what folders hold besides.
+def find_inputs(words: Sequence[str], out: str = "", mask_dir: str = "", kinds: Iterable[str] = ()) -> list[Path]:
+    """The files that `words` name, each once, and the images of folders. A line says what folders hold besides.
 
-    Raises BadInput for what isn't there, for a folder without any, for two whose masks would have one name, or what
-    else is written with these `endings` of the name, and if `out` holds the images or the true masks.
+    Raises BadInput for what isn't there, for a folder without images, for two files whose masks, or what else
+    of these `kinds`, would have one name, and if `out` holds the images or the true masks.
     """
     skipped: Counter[str] = Counter()
     found = []
@@ -266,45 +226,24 @@ def find_inputs(words: Sequence[str], out: str, mask_dir: str, endings: Sequence
         skipped += skipped_files(word) if os.path.isdir(word) else Counter()
     if skipped:
         print("skipped:", ", ".join(f"{number} {kind}" for kind, number in sorted(skipped.items())))
-    images = list({os.path.abspath(file): file for file in found}.values())
+    files = list({os.path.abspath(file): file for file in found}.values())
     names: dict[str, Path] = {}
-    for file, ending in product(images, endings):
+    for file, ending in product(files, ["", *(f"_{kind}" for kind in kinds)]):
         if (other := names.setdefault(os.path.normcase(file.stem + ending), file)) is not file:
             raise BadInput(file, f"its mask would have the name of that of {other}", "Rename one of the two")
-    if out:
-        for folder in {file.parent for file in images} | ({Path(mask_dir)} if mask_dir else set()):
-            if os.path.realpath(out) == os.path.realpath(folder):
-                raise BadInput(out, "holds the images or true masks, which must stay", "Give another --OUT")
-    return images
+    for folder in {file.parent for file in files} | ({Path(mask_dir)} if mask_dir else set()):
+        if out and os.path.realpath(out) == os.path.realpath(folder):
+            raise BadInput(out, "holds the images or true masks, which must stay", "Give another --OUT")
+    return files
 
 
-def report(results: list[Result]) -> None:
+def report(counts: dict[Path, Tensor]) -> None:
     """Print how the masks compare with the true ones, and the worst of them."""
-    scores = overall_scores(torch.stack([result.counts for result in results]))
-    print(describe(scores, f"{counted(len(results), 'image')} at full size"))
+    scores = overall_scores(torch.stack(list(counts.values())))
+    print(describe(scores, f"{counted(len(counts), 'image')} at full size"))
     print("the lowest dice:")
-    for dice, path in sorted(zip(scores.images, (str(result.path) for result in results), strict=True))[:10]:
+    for dice, path in sorted(zip(scores.images, map(str, counts), strict=True))[:10]:
         print(f"{dice:.4f} {path}")
-
-
-def list_failures(failures: list[BadInput], of: int, what: str) -> None:
-    """Print the first 20 failures and their number on standard error."""
-    for failure in failures[:20]:
-        print(failure, file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of {of} {what}", file=sys.stderr)
-
-
-def check_places(options: Namespace) -> None:
-    """Refuse places to write to that can't be meant, before any image is looked for."""
-    pictures = options.OVERLAY or options.PROBABILITY or options.CUTOUT
-    if not options.OUT and (pictures or not (options.SUBMISSION or options.POLYGONS or options.MASK_DIR)):
-        raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
-    for name, example in (("SUBMISSION", "submission.csv"), ("POLYGONS", "polygons.json")):
-        if os.path.isdir(file := getattr(options, name)):
-            raise BadInput(file, "a folder", f"Give --{name} a file's name, say {example}")
-    if options.POLYGONS and os.path.realpath(options.POLYGONS) == os.path.realpath(options.SUBMISSION):
-        raise BadInput("POLYGONS", "the same file as SUBMISSION", "Give another one")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -312,73 +251,69 @@ def main(argv: list[str] | None = None) -> None:
     parser = ConstantParser(globals())
     parser.add_argument("images", nargs="+", help="images and videos, and folders of images")
     options = parser.parse_args(argv)
-    check_places(options)
-    kinds = [kind for kind in KINDS if getattr(options, kind.upper())]
-    endings = ["", *(f"_{kind}" for kind in kinds if kind in ("probability", "cutout"))]
-    images = find_inputs(options.images, options.OUT, options.MASK_DIR, endings)
-    videos = [file for file in images if file.suffix.lower() in video.SUFFIXES]
-    images = [file for file in images if file not in videos]
-    if videos and not options.OUT:
-        raise BadInput(videos[0], "a video, and OUT is empty", "Give a folder for its masks")
+    pictures = [kind for kind in ("overlay", "probability", "cutout") if getattr(options, kind.upper())]
+    tables = [kind for kind in ("submission", "polygons") if getattr(options, kind.upper())]
+    if not options.OUT and (pictures or not (tables or options.MASK_DIR)):
+        raise BadInput("OUT", "empty, so there is nowhere to write to", "Give a folder")
+    files = find_inputs(options.images, options.OUT, options.MASK_DIR, pictures)
+    videos = [file for file in files if file.suffix.lower() in video.SUFFIXES]
+    for name in ("SUBMISSION", "POLYGONS", "MASK_DIR", "PROBABILITY", "CUTOUT"):
+        if videos and getattr(options, name):
+            raise BadInput(name, f"meant for images, and {videos[0]} is a video", "Leave out one or the other")
+    images = [file for file in files if file not in videos]
     pairs = with_masks(images, options.MASK_DIR) if options.MASK_DIR else [(file, None) for file in images]
 
     give_memory_back()
     paths = options.CHECKPOINT if isinstance(options.CHECKPOINT, list) else [options.CHECKPOINT]
-    device = choose_device(options.DEVICE)
-    model, reading, precision = load_networks(paths, device, options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
-    classes = reading.classes
+    networks = load_networks(paths, choose_device(options.DEVICE), options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
+    predictor = Predictor(*networks, options.VIEWS, batch_size=options.BATCH_SIZE, kinds=[*pictures, *tables])
+    classes = predictor.reading.classes
     for name, given in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
         if given and classes.multiclass:
             raise BadInput(name, f"meant for one class, and {paths[0]} has {classes.count}", "Leave it out")
-    names = {number: f"class {number}" for number in range(1, classes.count)} or {1: "foreground"}
-    out = writable_folder(Path(options.OUT), "Give another --OUT") if options.OUT else None
+    predictor.threshold = math.log(options.THRESHOLD / (1 - options.THRESHOLD))  # of the logit
+    if options.NUM_WORKERS != "auto":
+        predictor.workers = max(1, options.NUM_WORKERS)
+    if options.OUT:
+        predictor.out = writable_folder(Path(options.OUT), "Give another --OUT")
     for name in ("SUBMISSION", "POLYGONS"):
         if file := getattr(options, name):
             writable_folder(Path(file).parent, f"Give another --{name}")
 
-    network = partial(predict_logits, model, views=options.VIEWS, precision=precision)
-    threshold = math.log(options.THRESHOLD / (1 - options.THRESHOLD))  # of the logit
-    logits = partial(predict_frame, reading=reading, transform=make_transforms()[1], network=network)
-    for file in videos:
-        if reading.channels not in (1, 3):
-            finding = f"RGB, and the checkpoint's images have {reading.channels} channels"
-            raise BadInput(file, finding, "Give images")
-        print(video.predict_video(file, out, logits, threshold))
-    if not images:
-        return
-    finish = partial(finish_item, reading=reading, kinds=kinds, out=out, threshold=threshold)
-    workers = count_cores() if options.NUM_WORKERS == "auto" else max(1, options.NUM_WORKERS)
-    results = predict_images(pairs, reading, network, finish, batch_size=options.BATCH_SIZE, workers=workers)
-    done, failures = [], []
+    names = {number: f"class {number}" for number in range(1, classes.count)} or {1: "foreground"}
+    predicted, counts = 0, {}
     try:
         with (
             submission_rows(Path(options.SUBMISSION)) if options.SUBMISSION else nullcontext() as rows,
             coco_file(Path(options.POLYGONS), names) if options.POLYGONS else nullcontext() as add_to_coco,
         ):
-            for result in tqdm(results, total=len(pairs), unit=" images"):
-                if isinstance(result, BadInput):
-                    failures.append(result)
-                    continue
+            for item in tqdm(predictor.predict(pairs), total=len(pairs), unit=" images", disable=not pairs):
+                predicted += 1
                 if rows:
-                    rows.writerow((result.path.name, result.runs))
+                    rows.writerow((item.path.name, item.runs))
                 if add_to_coco:
-                    add_to_coco(result.path.name, result.size, result.outlines)
-                done.append(result._replace(runs="", outlines=[]))
+                    add_to_coco(item.path.name, item.size, item.outlines)
+                if item.counts is not None:
+                    counts[item.path] = item.counts
+        for file in videos:
+            try:
+                print(video.predict_video(file, predictor.out, predictor.mask))
+            except BadInput as error:
+                predictor.failures.append(error)
     except OSError as error:  # files that can't be read are a BadInput: this is the disk that is written to
         finding = f"can't be written ({error.strerror or error})"
         raise BadInput(error.filename or "results", finding, "Make room or give another place") from error
 
-    files = list(filter(None, (options.SUBMISSION, options.POLYGONS)))
-    written = " and ".join(filter(None, (options.OUT, *files))) or "nothing written"
-    print(f"{len(done)} of {len(pairs)} images predicted: {written}")
-    if scored := [result for result in done if result.counts is not None]:
-        report(scored)
-    missing = f"; they are missing in {' and '.join(files)}" if files else ""
-    list_failures(failures, len(pairs), f"images could not be used{missing}")
-    unscored = [result.unscored for result in done if result.unscored]
-    list_failures(unscored, len(pairs), "images could not be scored")
-    if failures or unscored:
-        raise SystemExit(1)
+    if images:
+        written = " and ".join(filter(None, (options.OUT, options.SUBMISSION, options.POLYGONS)))
+        print(f"{predicted} of {len(images)} images predicted: {written or 'nothing written'}")
+    if counts:
+        report(counts)
+    try:
+        refuse(predictor.failures)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ from utils import (
     check_accuracy,
     choose_images,
     get_loaders,
+    image_scores,
     save_predictions_as_imgs,
 )
 from utils import describe as describe_scores
@@ -324,9 +325,9 @@ def show_epoch(
     folder, device = run.images_dir / f"epoch_{run.epoch + 1:03d}", run.group.device
     indices = choose_images(scores.images, num_images)
     rows, grid = save_predictions_as_imgs(loader, network, folder, device, indices=indices, precision=precision)
-    update_page(run.images_dir, run.epoch + 1, rows, run.drawn)
-    save_scores(scores, loader.dataset.images, folder)
+    update_page(run.images_dir, run.epoch + 1, rows)
     table = confusion_table(scores.confusion) if scores.confusion.dim() else None
+    save_scores(image_scores(scores.counts), loader.dataset.images, folder, table)
     run.logger.add("val", run.total_steps, scores, grid, table)
 
 
@@ -336,7 +337,7 @@ def score_at_full_size(
     """Print and save how a network that sees images of `size` scores on validation images of their own sizes."""
     scores = score_images(dataset.pairs, model, replace(dataset.reading, size=size), precision)
     print(describe_scores(scores, f"{which}, {counted(len(dataset), 'image')} at their own sizes"))
-    save_scores(scores, dataset.images, writable_folder(run.images_dir / "full_size"))
+    save_scores(image_scores(scores.counts), dataset.images, writable_folder(run.images_dir / "full_size"))
 
 
 def load_best(run: Run, model: nn.Module) -> Size:

@@ -159,12 +159,14 @@ def score_counts(counts: Tensor) -> dict[str, Tensor]:
 
 
 def image_scores(counts: Tensor) -> dict[str, Tensor]:
-    """`score_counts` of each image, float64 (N,): of several classes the mean over those that it shows or has
-    predicted."""
-    scores = score_counts(counts)
-    if counts.dim() == 2:
-        return scores
-    return {name: values.nanmean(1).nan_to_num(1.0) for name, values in scores.items()}  # all ignored: all is right
+    """`score_counts` of each image, float64 (N,), and the fraction of its target that is `foreground`. Of several
+    classes, the means over those that it shows or has predicted, and dice/NUMBER of each."""
+    scores, target = score_counts(counts), counts[..., 2]
+    if counts.dim() == 3:
+        each = {f"dice/{number}": dice for number, dice in enumerate(scores["dice"].T)}
+        scores = {name: values.nanmean(1).nan_to_num(1.0) for name, values in scores.items()}  # all ignored: right
+        return scores | {"foreground": target[:, 1:].sum(1) / counts[:, 0, 3].clamp(min=1)} | each
+    return scores | {"foreground": target / counts[:, 3].clamp(min=1)}
 
 
 class Scores(dict[str, float]):

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ import torch
 
 import predict
 from benchmarks import common
-from dataset import make_transforms
 from support.device import autocast, choose_device, count_cores
 from support.networks import load_network
 from support.options import OptionParser
@@ -52,23 +52,18 @@ def measure(o: Any) -> Iterator[str]:
     pairs = find_pairs(o.images, o.masks)
     device, workers = choose_device(), count_cores()
     model, reading, precision = load_network(o.checkpoint, device)
-    network = partial(predict.predict_logits, model, precision=precision)
-    read = partial(predict.read_item, reading=reading, transform=make_transforms()[1])
+    predictor = predict.Predictor(model, reading, precision, batch_size=predict.BATCH_SIZE, workers=workers)
     chosen = [(pairs[i % len(pairs)][0], None) for i in range(o.number)]
     masks = [read_mask(pairs[i % len(pairs)][1]).astype(bool) for i in range(min(16, o.number))]
     images = torch.rand(predict.BATCH_SIZE, 3, *reading.size)
     there = images.to(device)
     batches = -(-len(chosen) // predict.BATCH_SIZE)
-    seen = next(predict.predict_items([read(chosen[0])], 1, network))
+    seen = next(predictor.see(iter([predictor.read(chosen[0])])))
     done = [seen._replace(path=Path(f"{number}.jpg")) for number in range(len(chosen))]  # each writes its own PNG
 
     def in_threads(function: Callable[[Any], Any], items: list[Any]) -> None:
         with ThreadPoolExecutor(workers) as pool:
-            list(predict.in_order(pool, function, items, predict.BATCH_SIZE + workers))
-
-    def whole(finish: Callable[[Any], Any]) -> None:
-        settings = {"batch_size": predict.BATCH_SIZE, "workers": workers}
-        list(predict.predict_images(chosen, reading, network, finish, **settings))
+            list(predictor.in_order(pool, function, items))
 
     def on_device() -> None:
         with torch.inference_mode(), autocast(device, precision):
@@ -77,18 +72,15 @@ def measure(o: Any) -> Iterator[str]:
         common.synchronise(device)
 
     with tempfile.TemporaryDirectory() as out:
-        to_png, to_line = (
-            partial(predict.finish_item, out=folder, kinds=kinds)
-            for folder, kinds in ((Path(out), []), (None, ["submission"]))
-        )
+        to_png, to_line = replace(predictor, out=Path(out)), replace(predictor, kinds=["submission"])
         stages = {
-            "reading": lambda: in_threads(read, chosen),
+            "reading": lambda: in_threads(predictor.read, chosen),
             "the network, with nothing copied": on_device,
-            "the network, with copies to and from its device": lambda: [network(images) for _ in range(batches)],
-            "from logits to PNG": lambda: in_threads(to_png, done),
-            "from logits to a line for Kaggle": lambda: in_threads(to_line, done),
-            "from JPEG to PNG": lambda: whole(to_png),
-            "from JPEG to a line for Kaggle": lambda: whole(to_line),
+            "the network, with copies to and from its device": lambda: [*map(predictor.logits, [images] * batches)],
+            "from logits to PNG": lambda: in_threads(to_png.finish, done),
+            "from logits to a line for Kaggle": lambda: in_threads(to_line.finish, done),
+            "from JPEG to PNG": lambda: list(to_png.predict(chosen)),
+            "from JPEG to a line for Kaggle": lambda: list(to_line.predict(chosen)),
             "encoding alone, one thread": lambda: [encode(masks[i % len(masks)]) for i in range(len(chosen))],
         }
         rounds = common.take_turns(5, *(partial(times, work) for work in stages.values()))

@@ -68,7 +68,6 @@ class Run:
         self.full_size_dice: list[float] = []  # of each epoch that PATIENCE counts
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.last_save = time.monotonic()
-        self.drawn: set[str] = set()  # images that the page has already
         for param_group in optimizer.param_groups:
             param_group["initial_lr"] = param_group["lr"]  # the peak, under the name that PyTorch's schedulers use
 

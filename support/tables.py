@@ -2,26 +2,21 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from utils import Scores, image_scores, score_counts
 
-
-def save_scores(scores: Scores, names: Sequence[str], folder: Path) -> None:
-    """Write `folder`/scores.csv, the worst image first, and of several classes confusion.csv."""
-    counts = scores.counts
-    columns = image_scores(counts)
-    target = counts[..., 2] if counts.dim() == 2 else counts[:, 1:, 2].sum(1)
-    columns["foreground"] = target / counts.flatten(1)[:, 3].clamp(min=1)  # fraction of the pixels
-    if counts.dim() == 3:
-        columns |= {f"dice/{number}": dice for number, dice in enumerate(score_counts(counts)["dice"].T)}
-        if scores.confusion is not None:
-            _write_csv(folder / "confusion.csv", confusion_table(scores.confusion))
-    rows = sorted(zip(names, zip(*columns.values(), strict=True), strict=True), key=lambda row: row[1][0])
-    _write_csv(folder / "scores.csv", [["name", *columns], *([name, *map(_cell, row)] for name, row in rows)])
+def save_scores(
+    scores: Mapping[str, Tensor], names: Sequence[str], folder: Path, confusion: list[list[str]] | None = None
+) -> None:
+    """Write `folder`/scores.csv from the scores of each image, (N,) of each kind, the image with the lowest of the
+    first kind above, and the rows of a `confusion_table` into confusion.csv."""
+    rows = sorted(zip(names, *(values.tolist() for values in scores.values()), strict=True), key=lambda row: row[1])
+    _write_csv(folder / "scores.csv", [["name", *scores], *([name, *map(_cell, row)] for name, *row in rows)])
+    if confusion is not None:
+        _write_csv(folder / "confusion.csv", confusion)
 
 
 def confusion_table(confusion: Tensor) -> list[list[str]]:

@@ -23,6 +23,7 @@ SILENT = "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run
 PATIENCE = 120  # seconds to wait for an answer
 # Chromium reads commands from descriptor 3 and answers on 4.
 LAUNCH = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+KEYS = {"Tab": 9, "End": 35, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}  # and their codes
 
 
 def find_chromium() -> str | None:
@@ -33,7 +34,7 @@ def find_chromium() -> str | None:
 class Browser:
     """One tab. Used as a context, it ends with its processes and its profile."""
 
-    def __init__(self, width: int = 1280, height: int = 900) -> None:
+    def __enter__(self) -> "Browser":
         self.profile = tempfile.mkdtemp()
         out_of, self.into = os.pipe()
         self.answers, into = os.pipe()
@@ -51,7 +52,14 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.resize(width, height)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.into)  # which ends it, unless a process that was forked meanwhile holds it open too
+        self.process.kill()
+        self.process.wait()
+        os.close(self.answers)
+        shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result; events that come meanwhile are kept."""
@@ -73,8 +81,12 @@ class Browser:
         message, _, self.pending = self.pending.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path) -> None:
-        """Open a file and wait until it and all its pictures are there."""
+    def open(self, path: Path, width: int, height: int, scheme: str = "light") -> None:
+        """Open a file in a window of this size, for a user who prefers this colour scheme, and wait until it is all
+        there."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
@@ -82,7 +94,7 @@ class Browser:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until every picture in the page that is to be seen has been read, and the page drawn twice."""
+        """Wait until every image in the page that is to be seen has been read, and the page drawn twice."""
         self.run(
             "(async () => {"
             " for (const image of document.images) if (image.loading !== 'lazy') await image.decode();"
@@ -97,11 +109,10 @@ class Browser:
         return result["result"].get("value")
 
     def press(self, *keys: str) -> None:
-        """Press and release keys, as DevTools names them: Tab, ArrowLeft, Home."""
-        codes = {"Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        """Press and release keys, as DevTools names them."""
         for key in keys:
             for kind in ("rawKeyDown", "keyUp"):
-                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
         self.settle()
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -118,8 +129,7 @@ class Browser:
         """Click in the middle of an element, which is first brought into view."""
         self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
         x, y, width, height = self.box(selector)
-        middle = (x + width / 2, y + height / 2)
-        self.drag(middle, middle)
+        self.drag(middle := (x + width / 2, y + height / 2), middle)
 
     def box(self, selector: str) -> list[float]:
         """Left, top, width and height of an element in the window."""
@@ -128,36 +138,8 @@ class Browser:
             f"(document.querySelector({selector!r}).getBoundingClientRect())"
         )
 
-    def resize(self, width: int, height: int, mobile: bool = False) -> None:
-        """Make the window that large, with a phone's ways if `mobile`."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
-
-    def prefer(self, **features: str) -> None:
-        """Set what the user prefers, say prefers_color_scheme="dark"."""
-        features = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
-        self.call("Emulation.setEmulatedMedia", features=features)
-
-    def screenshot(self, path: Path | None = None, whole: bool = False) -> np.ndarray:
-        """What the window shows, or the `whole` page: uint8 (H, W, 3)."""
+    def screenshot(self) -> np.ndarray:
+        """What the window shows: uint8 (H, W, 3)."""
         self.settle()
-        result = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        data = base64.b64decode(result["data"])
-        if path:
-            path.write_bytes(data)
+        data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-    def __enter__(self) -> "Browser":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.into)  # which ends it, unless a process that was forked meanwhile holds it open too
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        os.close(self.answers)
-        shutil.rmtree(self.profile, ignore_errors=True)

@@ -37,6 +37,9 @@ class Brightness(nn.Module):
 
 
 def test_a_crop_is_a_place_of_both_and_half_of_them_show_foreground():
+    small = np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3)  # is continued by its mirror image
+    part, _ = random_crop(small, np.zeros((3, 4), np.uint8), 5, np.random.default_rng(0))
+    assert (part == small[[0, 1, 2, 1, 0]][:, [0, 1, 2, 3, 2]]).all()
     image = np.arange(50 * 70 * 3).reshape(50, 70, 3)
     mask = np.zeros((50, 70), np.uint8)
     mask[7, 9] = 1
@@ -51,34 +54,20 @@ def test_a_crop_is_a_place_of_both_and_half_of_them_show_foreground():
     assert 0.42 < seen / 400 < 0.62
 
 
-def test_a_small_image_is_continued_by_its_mirror_image():
-    image, mask = np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3), np.zeros((3, 4), np.uint8)
-    part, _ = random_crop(image, mask, 5, np.random.default_rng(0))
-    assert (part == image[[0, 1, 2, 1, 0]][:, [0, 1, 2, 3, 2]]).all()
-
-
 @pytest.mark.parametrize("size", [(100, 257), (64, 64), (10, 300), (65, 1), (1, 1)])
 def test_windows_cover_every_pixel_once(size):
     images, model = torch.rand(2, 3, *size), Brightness()
     with torch.no_grad():
         torch.testing.assert_close(SlidingWindow(model, 32)(images), model(images))
         pixels = (images[:1] * 255).byte()
-        torch.testing.assert_close(SlidingWindow(model, 32, 1)(pixels), model(pixels / 255))
-
-
-def test_windows_overlap_and_their_weights_add_up_to_one():
-    places = blend(1918, 512, 128)
-    starts = list(places)
-    assert starts[0] == 0 and starts[-1] == 1918 - 512 and max(np.diff(starts)) <= 512 - 128
-    total = torch.zeros(1918)
-    for start, weights in places.items():
-        total[start : start + 512] += weights
-    torch.testing.assert_close(total, torch.ones(1918))
+        torch.testing.assert_close(SlidingWindow(model, 32)(pixels), model(pixels / 255))
 
 
 def test_no_seam_is_seen_between_windows():
     """Against the whole image: where windows meet, logits differ no more than their own noise from place to
     place."""
+    starts = list(blend(1918, 512, 128))
+    assert starts[0] == 0 and starts[-1] == 1918 - 512 and max(np.diff(starts)) <= 512 - 128
     torch.manual_seed(0)
     model, image = UNET(features=[8, 16]).eval(), torch.rand(1, 3, 200, 400)
     with torch.no_grad():

@@ -26,16 +26,16 @@ def test_item_is_what_the_tutorial_gives(tmp_path):
     np.testing.assert_array_equal(mask, expected)
 
 
-@pytest.mark.parametrize("mask_name", ["x_mask.gif", "x_mask.png", "x.png", "x.gif", "x_mask.PNG"])
-@pytest.mark.parametrize("image_name", ["x.jpg", "x.JPEG", "x.png", "x.tif", "x.webp", "x.bmp"])
-def test_names_that_pair_up(tmp_path, image_name, mask_name):
-    for folder in ("i", "m"):
+def test_names_that_pair_up(tmp_path):
+    images = [f"{n}.{ending}" for n, ending in enumerate(("jpg", "JPEG", "png", "tif", "webp", "bmp"))]
+    masks = ["0_mask.gif", "1_mask.png", "2.png", "3.gif", "4_mask.PNG", "5.tiff"]
+    for folder, names in (("i", [*images, "note.txt", ".DS_Store", "._0.jpg"]), ("m", masks)):
         (tmp_path / folder).mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "i" / image_name)
-    Image.new("L", (4, 4)).save(tmp_path / "m" / mask_name)
-    for stray in ("note.txt", ".DS_Store", "._x.jpg"):
-        (tmp_path / "i" / stray).write_text("no picture")
-    assert find_pairs(tmp_path / "i", tmp_path / "m") == [(tmp_path / "i" / image_name, tmp_path / "m" / mask_name)]
+        for name in names:
+            (tmp_path / folder / name).touch()
+    assert find_pairs(tmp_path / "i", tmp_path / "m") == [
+        (tmp_path / "i" / image, tmp_path / "m" / mask) for image, mask in zip(images, masks, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".png", "_mask.png", "_mask.jpg"])
@@ -62,12 +62,10 @@ def test_unpaired_images_are_refused_by_name(tmp_path):
 
 
 def test_mask_and_image_stay_aligned_through_augmentation(tmp_path):
-    # A image of its own mask: whatever is done to one must be done to the other.
-    rng = np.random.default_rng(0)
-    blobs = np.kron(rng.random((4, 6)) < 0.5, np.ones((40, 40), bool))
-    (tmp_path / "i").mkdir(), (tmp_path / "m").mkdir()
-    Image.fromarray(blobs).convert("RGB").save(tmp_path / "i/x.png")
-    Image.fromarray(blobs).save(tmp_path / "m/x.png")
+    blobs = np.kron(np.random.default_rng(0).random((4, 6)) < 0.5, np.ones((40, 40), bool))  # its own mask
+    for folder in ("i", "m"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(blobs).convert("RGB" if folder == "i" else "1").save(tmp_path / folder / "x.png")
     transform = A.Compose([A.HorizontalFlip(p=0.5), A.Affine(scale=(0.9, 1.1), rotate=(-5, 5), p=1), ToTensorV2()])
     dataset = CarvanaDataset(tmp_path / "i", tmp_path / "m", transform, Reading((80, 120)))
     for epoch in range(20):

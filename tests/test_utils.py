@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dataset import make_transforms
 from model import UNET
 from support.distributed import Group
 from support.reading import Reading
@@ -77,17 +78,10 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def loaders(folder, workers=0, batch_size=4, **options):
-    import albumentations as A
-    from albumentations.pytorch import ToTensorV2
-
-    to_tensor = [A.Normalize(mean=0, std=1, max_pixel_value=255), ToTensorV2()]
-    transform = A.Compose([A.Affine(rotate=(-20, 20), p=1), *to_tensor])
     dirs = [folder / name for name in ("train_images", "train_masks", "val_images", "val_masks")]
     write_pairs(dirs[0], dirs[1], [f"t{i}" for i in range(10)])
     write_pairs(dirs[2], dirs[3], [f"v{i}" for i in range(5)])
-    return get_loaders(
-        *dirs, batch_size, transform, A.Compose(to_tensor), workers, reading=Reading((16, 24)), **options
-    )
+    return get_loaders(*dirs, batch_size, *make_transforms(), workers, reading=Reading((16, 24)), **options)
 
 
 def test_a_loaders_worker_uses_one_core(tmp_path):
