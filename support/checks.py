@@ -77,20 +77,27 @@ def report(folder: Prepared, origins: Mapping[str, Any] = MappingProxyType({})) 
 
 def refusals(folder: Prepared, smallest: int = 16) -> list[BadInput]:
     """All that is wrong with one folder for a network that needs `smallest` pixels a side: train.py's needs 16."""
-    metadata = folder.metadata.values()
+    metadata, numbers = folder.metadata.values(), {}
     found = [*folder.bad]
-    for (image, _), m in folder.metadata.items():
+    for (image, mask), m in folder.metadata.items():
         if min(m.size) < smallest:
             finding = f"{_shown(m.size)} pixels, and each side needs {smallest}"
             found.append(BadInput(image, finding, "Remove it with its mask"))
-    if metadata and not any(m.scaled_foreground for m in metadata):  # of one mask alone it is a fair example
+        for colour, number in m.palette.items():
+            other, first = numbers.setdefault(colour, (mask, number))
+            if number != first:
+                finding = f"#{colour} is number {number} in its palette, and {first} in that of {other.name}"
+                found.append(BadInput(mask, finding, "Save all masks with one palette, or as gray values"))
+    drawn = [m for m in metadata if m.foreground]
+    if metadata and not drawn:
         finding, remedy = "are background alone", "Foreground is 1, or 128 and up: look at the masks"
-        if any(m.foreground for m in metadata):  # a network that predicts nothing would score 1
-            finding, remedy = f"are background alone at {_shown(folder.reading.size)}", LARGER
-        elif folder.reading.classes.multiclass:  # black-and-white masks, whose 255 is ignored
+        if folder.reading.classes.multiclass:  # black-and-white masks, whose 255 is ignored
             finding = "hold nothing but background and ignored pixels"
             remedy = "Give NUM_CLASSES 1 for masks in black and white"
         found.append(BadInput(folder.mask_dir, f"all {len(metadata)} masks {finding}", remedy))
+    elif (lost := sum(not m.scaled_foreground for m in drawn)) > len(drawn) / 2:  # predicting nothing would score 1
+        finding = f"too thin: nothing is left of {lost} of {len(drawn)} masks at {_shown(folder.reading.size)}"
+        found.append(BadInput(folder.mask_dir, finding, LARGER))
     return found
 
 

@@ -26,7 +26,7 @@ from support.files import whole_file, writable_folder
 from support.pairs import Scan, scan
 from support.reading import Metadata, Pair, Reading, Size, image_size, inspect_pair
 
-VERSION = 9  # of the records' layout and of how files are read: raise it with either, and caches are made anew
+VERSION = 10  # of the records' layout and of how files are read: raise it with either, and caches are made anew
 SPARE_BYTES = 2**30  # of disk to leave free for the run's own results
 
 

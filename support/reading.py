@@ -88,6 +88,7 @@ class Metadata(NamedTuple):
     ceiling: float  # Dice of the mask at the network's size, scaled back up: of the best possible prediction
     between: float  # share of the mask's pixels that are neither its darkest nor its brightest value
     digest: str  # of the image's bytes
+    palette: dict[str, int]  # of a mask of classes, the colours that it uses and their numbers; {} if it has none
 
     @property
     def foreground(self) -> float:
@@ -156,7 +157,7 @@ def inspect_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.n
     if image.data == decoded.data:
         raise BadInput(pair[1], "byte for byte its image", "Put the mask in its place")
     must_match(pair[1], decoded.size, image.size, image.turned)
-    mask, between = _to_mask(decoded, pair[1], reading.classes)
+    mask, between, palette = _to_mask(decoded, pair[1], reading.classes)
     scaled = _scale_mask(mask, reading.size)
     metadata = Metadata(
         image.size,
@@ -164,6 +165,7 @@ def inspect_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.n
         ceiling(mask, scaled),
         between,
         hashlib.blake2b(image.data, digest_size=16).hexdigest(),
+        palette,
     )
     return _to_image(image, pair[0], reading), scaled, metadata
 
@@ -343,8 +345,8 @@ def to_array(image: Image.Image, reading: Reading) -> np.ndarray:
     return np.atleast_3d(np.array(_scale(image.convert("L" if reading.channels == 1 else "RGB"), reading.size)))
 
 
-def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.ndarray, float]:
-    """A mask's classes, and Metadata's `between`."""
+def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.ndarray, float, dict[str, int]]:
+    """A mask's classes, and Metadata's `between` and `palette`."""
     values, colours, remedy = _gray(decoded.values), decoded.palette, "Save it in black and white"
     if classes.multiclass:
         remedy = f"Save it with the numbers 0 to {classes.count - 1}"
@@ -367,7 +369,8 @@ def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.
             known = f"classes are 0 to {classes.count - 1} and {classes.ignored} is ignored"
             remedy = "Change the mask, NUM_CLASSES or IGNORE_INDEX"
             raise BadInput(path, f"the value {wrong[0]}, where {known}", remedy)
-        return np.where(values == classes.ignored, np.uint8(IGNORED), values), 0.0
+        palette = {} if gray else {colours[number].tobytes().hex(): int(number) for number in used}
+        return np.where(values == classes.ignored, np.uint8(IGNORED), values), 0.0, palette
     if not gray and (black := [index for index in used if index and not colours[index].any()]):
         finding = f"a palette in colour, whose black is number {black[0]}, where background is 0"
         raise BadInput(path, finding, remedy)
@@ -378,7 +381,7 @@ def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.
         raise BadInput(path, finding, f"{remedy}, as PNG, or give NUM_CLASSES for more classes")
     between = counts[~np.isin(levels, found[[0, -1]])].sum() / values.size
     foreground = levels >= (1 if found[-1] <= 1 else 128)
-    return foreground[values].astype(np.uint8), float(between)
+    return foreground[values].astype(np.uint8), float(between), {}
 
 
 def _has_flat_areas(gray: np.ndarray, between: np.ndarray) -> bool:

@@ -26,7 +26,7 @@ def draw(folder: Path, names: str, value: int = 255) -> list[str]:
 def test_masks_that_vanish_at_the_networks_size_are_refused(tmp_path):
     """A network that predicts nothing would score 1 on them."""
     folders = draw(tmp_path, "abc")
-    with pytest.raises(BadInput, match="masks: all 3 masks are background alone at 48x32. Give a larger"):
+    with pytest.raises(BadInput, match="masks: too thin: nothing is left of 3 of 3 masks at 48x32. Give a larger"):
         check(folders, (32, 48), "")
     check(folders, (100, 150), "")
 
@@ -39,3 +39,15 @@ def test_a_class_that_vanishes_is_named(tmp_path, capsys):
         Image.fromarray(mask).save(path)
     check(folders, (32, 48), "", num_classes=3)
     assert "masks: class 2 is in no mask at 48x32. Give a larger" in capsys.readouterr().err
+
+
+def test_palettes_that_give_a_colour_two_numbers_are_refused(tmp_path):
+    folders, red, blue = draw(tmp_path, "abc"), (255, 0, 0), (0, 0, 255)
+    for name, colours in (("a", (red, blue)), ("b", (red, blue)), ("c", (blue, red))):
+        mask = Image.fromarray(np.arange(3, dtype=np.uint8).repeat(20_000).reshape(200, 300))
+        mask.putpalette([0, 0, 0, *colours[0], *colours[1]])
+        mask.save(tmp_path / f"masks/{name}.png")
+    with pytest.raises(BadInput, match="c.png: #0000ff is number 1 in its palette, and 2 in that of a.png"):
+        check(folders, (32, 48), "", num_classes=3)
+    (tmp_path / "images/c.png").unlink()
+    check(folders, (32, 48), "", num_classes=3)
