@@ -45,7 +45,7 @@ class FromPixels(nn.Module):
         self.network, self.logits = network, logits
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.network(images.float() / 255)
+        logits = self.network(images)
         return logits if self.logits else to_probabilities(logits)
 
 

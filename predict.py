@@ -126,9 +126,7 @@ class Predictor:
         return Item(*pair, own_size, self.to_input(image))
 
     def to_input(self, image: np.ndarray) -> Tensor:
-        """An image, uint8 (H, W, C), as float32 (C, H, W); one of its own size, which may be large, stays uint8."""
-        if self.reading.size is None:
-            return torch.from_numpy(image).permute(2, 0, 1)
+        """An image, uint8 (H, W, C), as the network takes it, (C, H, W)."""
         return self.transform(image=image)["image"]
 
     def see(self, items: Iterator[Item]) -> Iterator[Item]:
@@ -144,7 +142,7 @@ class Predictor:
         """Logits, float32 (N, H, W), or of several classes (N, C, H, W), of images (N, B, H, W): the mean over so
         many `views` of test-time augmentation, flipped along each side, then with the sides exchanged."""
         device = next(self.model.parameters()).device
-        images = images if images.dtype == torch.uint8 else images.to(device)  # a large image stays where it is
+        images = images.to(device) if self.reading.size else images  # one of its own size may be large, and stays
 
         def see(view: int) -> Tensor:
             axes = [axis for axis, turned in ((3, view & 1), (2, view & 2)) if turned]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 class SlidingWindow(nn.Module):
     """A network that was trained on squares of `crop` pixels, and sees images in overlapping windows of twice that.
 
-    Images (N, C, H, W) of any size, float32 in [0, 1] or, in a quarter of the memory, uint8, become logits
-    (N, K, H, W), float32 on the images' device. Windows overlap by half of `crop`, where one's logits fade into the
-    next's. Beside images and logits, memory holds one window of each image.
+    Images (N, C, H, W) of any size, as UNET takes them, become logits (N, K, H, W), float32 on the images' device.
+    Windows overlap by half of `crop`, where one's logits fade into the next's. Beside images and logits, memory
+    holds one window of each image.
     """
 
     def __init__(self, model: nn.Module, crop: int) -> None:
@@ -28,7 +28,7 @@ class SlidingWindow(nn.Module):
             for left, right in lefts.items():
                 rows, columns = slice(top, top + len(down)), slice(left, left + len(right))
                 seen = images[:, :, rows, columns].to(device)
-                output = self.model(seen / 255 if seen.dtype == torch.uint8 else seen).float().to(images.device)
+                output = self.model(seen).float().to(images.device)
                 if logits is None:
                     logits = output.new_zeros(*output.shape[:2], height, width)
                 logits[:, :, rows, columns] += output * (down[:, None] * right).to(images.device)
