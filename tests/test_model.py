@@ -92,3 +92,8 @@ def test_overfits_one_batch():
         loss.backward()
         optimizer.step()
     assert ((model(images) > 0) == (truth > 0)).all()
+
+
+def test_bytes_are_seen_as_floats():
+    model, pixels = UNET(features=[4, 8]).eval(), torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    assert torch.equal(model(pixels), model(pixels / 255))
