@@ -31,17 +31,16 @@ from utils import check_accuracy, count_classes, image_scores, overall_scores, s
 THREE = Classes(3)
 
 
-def write_classes(folder: Path, names: str, values: tuple[int, ...] = (0, 1, 2, 255), size=(32, 48)) -> None:
-    """Images in i/ and in m/ masks of stripes; each stripe is one of `values`."""
-    write_pairs(folder / "i", folder / "m", list(names), size)
+def write_classes(images: Path, masks: Path, names: str, values: tuple[int, ...] = (0, 1, 2, 255)) -> None:
+    """Images, and masks of stripes; each stripe is one of `values`."""
+    write_pairs(images, masks, list(names), (32, 48))
     for name in names:
-        (folder / f"m/{name}_mask.gif").unlink()
-        stripes = np.repeat(np.array(values, np.uint8), size[1] // len(values))
-        save_mask(np.tile(stripes, (size[0], 1)), folder / f"m/{name}.png")
+        (masks / f"{name}_mask.gif").unlink()
+        save_mask(np.tile(np.repeat(np.array(values, np.uint8), 48 // len(values)), (32, 1)), masks / f"{name}.png")
 
 
 def test_a_cache_of_other_classes_is_never_used(tmp_path):
-    write_classes(tmp_path, "ab", (0, 1))
+    write_classes(tmp_path / "i", tmp_path / "m", "ab", (0, 1))
     seen = []
     for classes in (Classes(), Classes(2), THREE, Classes(2, 7), Classes(2)):
         reading = Reading((8, 12), classes)
@@ -216,11 +215,8 @@ def test_parts_become_classes(rendered):
 @pytest.fixture
 def striped(tmp_path) -> Path:
     """Small pairs of stripes, all four of which have classes 0 to 2 and what is ignored."""
-    write_classes(tmp_path / "train", "abc")
-    write_classes(tmp_path / "val", "yz")
-    for split in ("train", "val"):
-        (tmp_path / split / "i").rename(tmp_path / f"{split}_images")
-        (tmp_path / split / "m").rename(tmp_path / f"{split}_masks")
+    for split, names in (("train", "abc"), ("val", "yz")):
+        write_classes(tmp_path / f"{split}_images", tmp_path / f"{split}_masks", names)
     return tmp_path
 
 
