@@ -30,7 +30,7 @@ from tqdm import tqdm
 from support.carvana import TUTORIAL_CARS, unpack_carvana
 from support.checks import refusals, report
 from support.conversion import Meaning
-from support.errors import BadInput, by_cause, counted, refuse, run_script
+from support.errors import BadInput, by_cause, counted, refuse, run_script, warn
 from support.files import whole_file, writable_folder
 from support.options import RULES, SET_BY_SPLIT, OptionParser
 from support.own_data import describe, list_files, make_plain
@@ -76,7 +76,8 @@ def _command_that_fits(data: Path) -> str:
     tops = {file.partition("/")[0] for file in (list_files(data) if names else ())}
     tops = {name for name in tops if not re.fullmatch(r"sample(_\d_classes)?|cache|pets", name)}
     if not tops:
-        return ""
+        zips = sorted(name for name in names if name.lower().endswith(".zip"))
+        return f"split, with the folders that {data / zips[0]} unpacks to" if zips else ""
     two = sorted((str(data / name) for name in tops), key=lambda name: ("mask" in name, name))
     out = ["--out", "data_split"] if tops & {*FOLDERS} else []
     return shlex.join(["split", *(two if len(two) == 2 else [str(data)]), *out])
@@ -179,6 +180,9 @@ def by_group(
     if group and not matched:
         remedy = r"Give what images of one group share, in parentheses: (\d+)_(?:left|right)"
         raise BadInput("--group", f"{group} matches no name, such as {name}", remedy)
+    if group and len(groups) == len(pairs):
+        finding = f"{group} puts each image, as {name}, into a group of its own"
+        warn("--group", finding, "Give what images of one group share, in parentheses")
     return groups
 
 

@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -109,7 +110,7 @@ def _without_bad(plain: Plain, bad: list[BadInput], meaning: Meaning) -> Plain:
         metadata = {pair: m for pair, m in prepared.metadata.items() if pair not in left_out}
         prepared = prepared._replace(bad=[], metadata=metadata, records=None)
     whole = refusals(prepared) if prepared.metadata else []
-    _tell([*bad, *whole], meaning, may_skip=bool(prepared.metadata) and not whole)
+    _tell([*_swapped(bad), *whole], meaning, may_skip=bool(prepared.metadata) and not whole)
     return plain._replace(prepared=prepared, samples={pair: plain.samples[pair] for pair in prepared.metadata})
 
 
@@ -134,6 +135,19 @@ def _tell(bad: Sequence[BadInput], meaning: Meaning, may_skip: bool = False) -> 
         refuse([BadInput(e.subject, e.finding, e.remedy + skip) for e in by_cause(bad)])
     for error in by_cause(bad):
         warn(error.subject, error.finding, "Left out")
+
+
+def _swapped(bad: Sequence[BadInput]) -> list[BadInput]:
+    """The findings; of a mask that has another image's size, and the other way round, both are named."""
+    sizes = {error: re.findall(r"\d+x\d+", error.finding) for error in bad if "its image" in error.finding}
+    told = []
+    for error in bad:
+        others = [other for other in sizes if error in sizes and sizes[other] == sizes[error][::-1]]
+        if len(others) == 1:
+            more = f", and with {Path(others[0].subject).name} it is the other way round"
+            error = BadInput(error.subject, error.finding + more, "Look whether the two are swapped")
+        told.append(error)
+    return told
 
 
 def _find(sources: Sequence[str], meaning: Meaning) -> Found:

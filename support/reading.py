@@ -244,13 +244,25 @@ def _decode_pixels(path: str | Path, data: bytes, reading: Reading | None) -> _D
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR or BGRA
         values = values[..., [2, 1, 0, 3][: values.shape[2] if channels == 4 else 3]]
     else:
-        if reading and channels in (1, 3) and image.mode[0] not in "IF":
-            image = image.convert("L" if channels == 1 else "RGB")
+        wanted = "L" if channels == 1 else "RGB"
+        if reading and channels in (1, 3) and image.mode[0] not in "IF" and image.mode != wanted:
+            image = image.convert(wanted)
         if image.mode == "P":
             palette = np.reshape(image.getpalette("RGB"), (-1, 3)).astype(np.uint8)
             palette = np.pad(palette, ((0, 256 - len(palette)), (0, 0)))
-        values = np.asarray(image)
+        values = _pixels(image)
     return _Decoded(data, _upright(values, orientation), size, turned, palette, lossy)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """An image's pixels, copied in strips: as a whole, Pillow would hold a large image in memory three times."""
+    width, height = image.size
+    strips = [(0, top, width, min(top + 1024, height)) for top in range(0, height, 1024)]
+    first = np.asarray(image.crop(strips[0]))
+    values = np.empty((height, *first.shape[1:]), first.dtype)
+    for left, top, right, bottom in strips:
+        values[top:bottom] = image.crop((left, top, right, bottom))
+    return values
 
 
 def _reads_all(image: Image.Image) -> bool:
@@ -334,6 +346,8 @@ def _to_image(decoded: _Decoded, path: str | Path, reading: Reading) -> np.ndarr
         if most > highest:
             raise BadInput(path, f"values up to {most}, where RANGE is {highest}", "Train with a higher --RANGE")
         values = (values.astype(np.uint32) * 256 // (highest + 1)).astype(np.uint8)
+    if bands == channels and reading.size is None:
+        return np.atleast_3d(values)
     if channels in (1, 3):
         return to_array(Image.fromarray(values), reading)
     # Each by itself, since Pillow has no mode for them all.

@@ -192,6 +192,8 @@ def test_groups_by_a_pattern_and_identical_images_stay_together(tmp_path, capsys
     sides = [{int(name[1]) for name in names(data / f"{side}_images")} for side in ("train", "val")]
     assert not sides[0] & sides[1] and any({0, 1, 2} <= side for side in sides)
     assert "2 groups joined with others that hold the same image" in capsys.readouterr().out
+    prepare_data.main(["split", str(tmp_path / "raw"), "--out", str(tmp_path / "o"), "--group", r"(p\d+_\w+)"])
+    assert "puts each image, as p7_right, into a group of its own" in capsys.readouterr().err
 
 
 def test_findings_come_by_cause_and_may_be_left_out(tmp_path, capsys):
@@ -201,15 +203,17 @@ def test_findings_come_by_cause_and_may_be_left_out(tmp_path, capsys):
         (masks / f"n{n:02d}_mask.gif").unlink()
     (images / "n30.jpg").write_bytes(b"")
     draw(images / "n31.jpg", size=(48, 32))
+    mask(masks / "n32_mask.gif", 1, size=(48, 32))
     (images / "n33.jpg").rename(images / "n33.heic").write_bytes(b"....ftypheic")
     with pytest.raises(BadInput) as error:
         split(tmp_path, "--list", str(tmp_path / "all.txt"))
     lines = str(error.value).splitlines()
     assert len(lines) == 5 and "n00.jpg: no mask in" in lines[0] and "(and 24 like it)" in lines[0]
+    assert "is 48x32, its image 32x48, and with n32_mask.gif it is the other way round" in "\n".join(lines)
     assert all("or leave it out with --skip_bad." in line for line in lines[:-1])
-    assert len((tmp_path / "all.txt").read_text().splitlines()) == 28 and not (tmp_path / "data").exists()
+    assert len((tmp_path / "all.txt").read_text().splitlines()) == 29 and not (tmp_path / "data").exists()
     data = split(tmp_path, "--skip_bad")
-    assert len(listing(data)) == 2 * 12 + 1 and "n33" not in {Path(name).stem for name in listing(data)}
+    assert len(listing(data)) == 2 * 11 + 1 and "n33" not in {Path(name).stem for name in listing(data)}
 
 
 def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
@@ -292,16 +296,17 @@ def test_sizes_to_train_at(sizes, expected):
         (("imgs", "masks"), "prepare_data.py split data/imgs data/masks, or start in another folder"),
         (("train", "train_masks"), "prepare_data.py split data/train data/train_masks --out data_split"),
         ((".", "."), "prepare_data.py split data, or"),
-        ((), "prepare_data.py carvana data/train.zip data/train_masks.zip"),
+        (("train.zip",), "prepare_data.py split, with the folders that data/train.zip unpacks to"),
+        (("train.zip", "train_masks.zip"), "prepare_data.py carvana data/train.zip data/train_masks.zip"),
     ],
 )
 def test_other_files_in_data_get_the_command_that_fits(tmp_path, monkeypatch, folders, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/sample/train_images").mkdir(parents=True)
-    if folders:
-        write_pairs(*(tmp_path / "data" / name for name in folders), ["a", "b"], (32, 48))
+    if folders[0].endswith(".zip"):
+        [(tmp_path / "data" / name).touch() for name in folders]
     else:
-        (tmp_path / "data/train.zip").touch(), (tmp_path / "data/train_masks.zip").touch()
+        write_pairs(*(tmp_path / "data" / name for name in folders), ["a", "b"], (32, 48))
     with pytest.raises(BadInput, match=f"data/train_images/: empty, though data holds something else. .*{command}"):
         prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
 
