@@ -2,11 +2,11 @@
 
 import math
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
-from itertools import product
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,93 +20,131 @@ from support.visualize import save_mask
 WIDTH, HEIGHT = 1918, 1280
 PARTS = BACKGROUND, BODY, WHEELS, WINDOWS = range(4)
 FOCAL, HORIZON, EYE = 2650, 395, 1.65  # pixels, pixels from the top, metres above the floor
-# Length, width, height and the wheels' radius in metres; heights of bonnet, belt line and boot; and where the cabin
-# begins and ends at the belt line and at the roof, from 0 at the nose to 1 at the tail.
+SQUARE = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+AERIAL = np.array([(0.015, 0.015, 0), (-0.12, 0, 0.22)])
+CIRCLE = np.array([(math.cos(angle), math.sin(angle)) for angle in np.linspace(0, 2 * math.pi, 48)])
+
+# fmt: off
+# Length, width and wheel radius in metres; places of the pillars, from 0 at the nose to 1 at the tail; places and
+# heights of bonnet edge, windscreen's foot and top, two points of the roof, rear window's top and foot, boot edge.
 KINDS = [
-    (4.8, 1.84, 1.46, 0.335, (0.76, 0.96, 1.04), (0.28, 0.90), (0.46, 0.72)),  # sedan
-    (4.7, 1.90, 1.71, 0.37, (0.98, 1.12, 1.12), (0.27, 0.99), (0.43, 0.93)),  # SUV
-    (4.1, 1.76, 1.51, 0.31, (0.77, 0.98, 0.98), (0.25, 0.98), (0.44, 0.91)),  # hatchback
-    (5.4, 1.96, 1.82, 0.39, (1.08, 1.18, 1.23), (0.27, 0.63), (0.38, 0.59)),  # pickup
-    (4.5, 1.86, 1.32, 0.34, (0.70, 0.91, 0.99), (0.32, 0.90), (0.50, 0.66)),  # coupe
+    (4.8, 1.84, .335, (.29, .50, .66, .80),  # sedan
+     (.03, .28, .43, .52, .62, .71, .85, .97), (.76, .96, 1.41, 1.46, 1.45, 1.38, 1.06, 1.04)),
+    (4.7, 1.90, .37, (.28, .50, .70, .92),  # SUV
+     (.04, .27, .41, .50, .86, .93, .98, .99), (.98, 1.12, 1.64, 1.71, 1.67, 1.6, 1.15, 1.12)),
+    (4.1, 1.76, .31, (.26, .50, .70, .88),  # hatchback
+     (.03, .245, .42, .53, .86, .91, .975, .98), (.77, .98, 1.45, 1.51, 1.45, 1.38, 1.0, .98)),
+    (5.4, 1.96, .39, (.28, .44, .58),  # pickup
+     (.03, .27, .375, .43, .56, .59, .63, .98), (1.08, 1.18, 1.73, 1.82, 1.81, 1.74, 1.25, 1.23)),
+    (4.5, 1.86, .34, (.33, .61, .78),  # coupe
+     (.04, .32, .48, .55, .58, .63, .85, .97), (.70, .91, 1.28, 1.32, 1.32, 1.30, .99, .98)),
 ]
 PAINTS = [(176, 180, 184), (26, 27, 30), (150, 24, 28), (216, 216, 213), (34, 60, 112), (90, 94, 98), (99, 87, 72)]
 DARK, TYRE, METAL, WHITE, RED = (24, 24, 26), (38, 38, 40), (184, 186, 188), (226, 229, 232), (146, 16, 22)
-COS, SIN = (wave(np.linspace(0, 2 * math.pi, 49)) for wave in (np.cos, np.sin))
-CIRCLE = np.stack([COS, 0 * COS, SIN], axis=1)  # seen from the side
-# Rings around a car, from below: height (0 sill, 1 belt line, 2 roof), inset at both ends, fraction of the width.
-RINGS = [
-    (0, 0.02, 0.92), (0.15, 0.005, 0.98), (0.55, 0, 1), (0.75, 0.004, 0.99), (0.93, 0.01, 0.96), (0.98, 0.03, 0.9),
-    (1, 0, 0.88), (1.08, 0, 0.87), (1.85, 0, 0.68), (2, 0.015, 0.6),
-]  # fmt: skip
-# What isn't painted: the ring below, and places from 0 in the middle of the front to 23 in the middle of the rear.
-DETAILS = {
-    **dict.fromkeys(product([1], range(2)), (DARK, BODY)),  # grille
-    **dict.fromkeys(product([3], range(2, 5)), (WHITE, BODY)),  # head lamps
-    **dict.fromkeys(product([3], range(19, 22)), (RED, BODY)),  # tail lamps
-    **dict.fromkeys(product([7], {*range(24)} - {5, 6, 17, 18}), (DARK, WINDOWS)),  # but for the pillars
-}
+# What lies on the body, on both sides: colour, the axis and direction it faces, and corners in the two other
+# coordinates of place along the car, across (-1 right, 1 left) and up (0 sill, 1 belt line, 2 roof).
+DETAILS = [
+    (DARK, 0, 1, ((-.42, .92), (.42, .92), (.34, .66), (-.34, .66))),  # grille
+    (WHITE, 0, 1, ((-.17, .56), (.17, .56), (.17, .41), (-.17, .41))),  # number plates
+    (WHITE, 0, -1, ((-.17, .74), (.17, .74), (.17, .58), (-.17, .58))),
+    (WHITE, 0, 1, ((.52, .7), (.88, .72), (.88, .93), (.6, .88))),  # head lamp
+    (RED, 0, -1, ((.58, .74), (.89, .7), (.89, .94), (.64, .92))),  # tail lamp
+]
+# fmt: on
 
 
-class Face(NamedTuple):
-    """A flat piece of a car, whose nose is towards x and whose left side is towards y."""
+def outline(corners: np.ndarray, steps: int = 12, rounding: int = 2) -> np.ndarray:
+    """The closed polygon of n * steps points through n corners, rounded off."""
+    points = np.linspace(corners, np.roll(corners, -1, axis=0), steps, endpoint=False, axis=1)
+    points = points.reshape(-1, *points.shape[2:])
+    for _ in range(rounding):
+        points = (np.roll(points, 1, axis=0) + 2 * points + np.roll(points, -1, axis=0)) / 4
+    return points
 
-    points: np.ndarray  # (n, 3), in metres
-    normal: np.ndarray | tuple[int, int, int]  # zeros if it is seen from both sides
-    paint: tuple[int, int, int] | np.ndarray
-    part: int
+
+def loft(length: float, width: float, radius: float, places: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """The body as n quadrilaterals, nose towards x, left towards y: corners and DETAILS' coordinates, (n, 4, 6)."""
+    place = (1 - np.cos(math.pi * (1 - np.cos(np.linspace(0, math.pi, 120))) / 2)) / 2  # dense at the ends
+    end = np.abs(2 * place - 1)  # 1 at both ends
+    roof = np.interp(place + np.linspace(-0.012, 0.012, 7)[:, None], places, heights).mean(0)  # rounded off
+    belt = np.minimum(roof, np.interp(place, places[1:7:5], heights[1:7:5])) - 0.03
+    sill, nose = 0.62 * radius, 1.6 * radius  # at nose and tail the sections shrink to a point
+    half = width / 2 * (1 - end**7) ** (1 / 6)
+    heights = np.array([sill + 0.3 * (end - 0.78).clip(0), belt, roof])
+    bottom, middle, top = nose + (heights - nose) * (1 - end**28) ** (1 / 4)
+    # The corners of a section's left half, from below.
+    edge = 0.95 * half - 0.42 * (top - middle)  # the windows lean in
+    y = np.array([0.92 * half, 0.985 * half, 0.98 * half, half, 0.95 * half, edge, 0.75 * edge, 0 * half])
+    up = np.array([0, 0.12, 0.45, 0.76, 1, 1.86, 1.97, 2])[:, None]
+    z = np.where(up <= 1, bottom + up * (middle - bottom), middle + (up - 1) * (top - middle))
+    level = np.where(z < belt, (z - sill) / (belt - sill), 1 + (z - belt) / (roof - belt))  # without the shrinking
+    corners = np.stack(np.broadcast_arrays(length * (0.5 - place), y, z, place, 2 * y / width, level), axis=-1)
+    mesh = outline(np.concatenate([corners, corners[-2::-1] * (1, -1, 1, 1, -1, 1)]), steps=5, rounding=5)
+    above = np.roll(mesh, -1, axis=0)
+    return np.stack([mesh[:, :-1], above[:, :-1], above[:, 1:], mesh[:, 1:]], axis=2).reshape(-1, 4, 6)
+
+
+def drape(body: np.ndarray, normals: np.ndarray, corners: np.ndarray, axis: int, sign: int) -> np.ndarray:
+    """Lay a polygon onto the side of the body that faces along an axis: its (n, 6) points and normals."""
+    area, cells = np.linalg.norm(normals, axis=1), body.mean(1)
+    side = normals[:, axis] * sign > 0.2 * area
+    offsets = outline(corners)[:, None] - np.delete(cells[side, 3:], axis, axis=1)
+    distance = ((offsets * np.delete((4.8, 0.9, 0.75), axis)) ** 2).sum(-1)  # roughly in square metres
+    weight = area[side] * np.exp((distance.min(1, keepdims=True) - distance) / 0.005)  # for means over some 7 cm
+    return weight @ np.hstack([cells[side, :3], normals[side]]) / weight.sum(1, keepdims=True)
+
+
+def ellipse(centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """The (n, 6) points, and normals to the left, of an ellipse with the given two half-axes."""
+    points = centre + CIRCLE @ axes
+    return np.hstack([points, np.tile((0, 1, 0), (len(points), 1))])
 
 
 @lru_cache(maxsize=8)
-def build(car: int) -> tuple[list[Face], np.ndarray]:
-    """The faces of a car, in an order in which they can be drawn from any side, and the floor below it, (49, 3)."""
+def build(car: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple], list[tuple]]:
+    """A car's paint, its body's cells and their normals, and what is painted before and after them: (n, 6) points
+    and normals, colour, part."""
     rng = np.random.default_rng(car)
-    length, width, height, radius, (bonnet, belt, boot), foot, top = KINDS[car % len(KINDS)]
+    length, width, radius, pillars, places, heights = KINDS[car % len(KINDS)]
     length, width, tall = (length, width, 1) * rng.uniform((0.95, 0.96, 0.95), (1.04, 1.03, 1.05))
-    paint = (PAINTS[car % len(PAINTS)] * rng.uniform(0.94, 1.05, 1)).astype(int)
-
-    def ring(level: float, inset: float, share: float) -> np.ndarray:
-        """A rounded rectangle around the car, (49, 3)."""
-        start, end = np.array((0, 1)) if level < 1 else np.add(foot, np.subtract(top, foot) * (level - 1))
-        along, across = (np.sign(wave) * np.abs(wave) ** 0.3 for wave in (COS, SIN))
-        place = (start + end - (end - start - 2 * inset) * along) / 2
-        deck, sill = tall * np.interp(place, (0, *foot, 1), (bonnet, belt, belt, boot)), 0.62 * radius
-        z = sill + level * (deck - sill) if level < 1 else deck + (level - 1) * (tall * height - deck)
-        return np.stack([length * (0.5 - place), share * width / 2 * across, z], axis=1)
-
-    rings = [ring(*each) for each in RINGS]
-    body = []
-    for (level, (lower, upper)), i in product(enumerate(zip(rings[:-1], rings[1:], strict=True)), range(48)):
-        points = np.stack([lower[i], lower[i + 1], upper[i + 1], upper[i]])
-        normal = np.cross(points[2] - points[0], points[3] - points[1])
-        body.append(Face(points, normal, *DETAILS.get((level, min(i, 47 - i)), (paint, BODY))))
-    body.append(Face(rings[-1], (0, 0, 1), paint, BODY))  # the roof
-    before, after = [], []
-    for side in (1, -1):
-        for axle in (0.19, 0.79):
-            centre = np.array([length * (0.5 - axle), side * (width / 2 - 0.02), radius])
-            for depth in np.linspace(0.22, 0, 20):  # a row of discs makes a tyre
-                before.append(Face(centre - (0, side * depth, 0) + radius * CIRCLE, (0, 0, 0), DARK, WHEELS))
-            after.append(Face(centre + (0, 0, 0.12 * radius) + 1.06 * radius * CIRCLE, (0, side, 0), DARK, BODY))
-            for size, colour in ((1, TYRE), (0.7, METAL), (0.6, DARK), (0.56, METAL), (0.2, TYRE)):
-                after.append(Face(centre + size * radius * CIRCLE, (0, side, 0), colour, WHEELS))
-        mirror = np.array([length * (0.45 - foot[0]), side * (0.475 * width + 0.11), tall * belt + 0.07])
-        for disc in (CIRCLE * (0.07, 0, 0.085), CIRCLE[:, [1, 0, 2]] * (0, 0.12, 0.085)):  # crossed
-            before.append(Face(mirror + disc, (0, 0, 0), paint * 3 // 5, BODY))  # the far one is behind the body
-            after.append(Face(mirror + disc, (0, side, 0), paint * 3 // 5, BODY))
-    return before + body + after, rings[2] * (1.02, 1.02, 0)
+    heights, paint = tall * np.array(heights), (PAINTS[car % len(PAINTS)] * rng.uniform(0.94, 1.05, 1)).astype(int)
+    body = loft(length, width, radius, places, heights)
+    normals = np.cross(body[:, 3, :3] - body[:, 1, :3], body[:, 2, :3] - body[:, 0, :3])  # as long as areas
+    details = [(*detail, BODY) for detail in DETAILS]
+    for start, end in zip(pillars[:-1], pillars[1:], strict=True):  # side window, gap at the door
+        details.append((DARK, 1, 1, (start + 0.008, 1.05) + SQUARE * (end - start - 0.016, 0.8), WINDOWS))
+        details.append((paint // 3, 1, 1, (start, 0.14) + SQUARE * (0.0025, 0.86), BODY))
+    for foot, top in (places[1:3], places[6:4:-1]):  # windscreen and rear window
+        details.append((DARK, 2, 1, ((foot, -0.78), (top, -0.58), (top, 0.58), (foot, 0.78)), WINDOWS))
+    after = [(drape(body, normals, corners, *side), colour, part) for colour, *side, corners, part in details]
+    before = [(ellipse((length * (0.5 - places[4]), 0, heights[4]), AERIAL), DARK, BODY)]
+    for axle in (0.19, 0.79):
+        centre, axes = np.array([length * (0.5 - axle), width / 2 - 0.03, radius]), radius * np.eye(3)[[0, 2]]
+        # A row of discs makes a tyre.
+        before += [(ellipse(centre - (0, depth, 0), axes), DARK, WHEELS) for depth in np.linspace(0.22, 0, 20)]
+        after.append((ellipse(centre + (0, 0, 0.12 * radius), 1.06 * axes), DARK, BODY))  # the arch
+        rings = ((1, TYRE), (0.7, METAL), (0.6, DARK), (0.56, METAL), (0.2, TYRE))
+        after += [(ellipse(centre, size * axes), colour, WHEELS) for size, colour in rings]
+    mirror = (length * (0.45 - pillars[0]), 0.475 * width + 0.11, heights[1] + 0.07)
+    for across in ((0.07, 0, 0), (0, 0.12, 0)):  # from every side, two crossed discs look like a mirror
+        after.append((ellipse(mirror, (across, (0, 0, 0.085))), paint * 3 // 5, BODY))
+    before += after[-2:]  # a far mirror is behind the body
+    # The right side mirrors the left. What has no normals is painted wherever the camera is.
+    before = [(points * (1, y, 1, 0, 0, 0), *rest) for points, *rest in before for y in (1, -1)]
+    after = [(points * (1, y, 1, 1, y, 1), *rest) for points, *rest in after for y in (1, -1)]
+    return paint, body[..., :3], normals, before, after
 
 
-def shade(face: Face, eye: np.ndarray) -> tuple[int, ...]:
-    """The colour of a face: in glossy paint, but for the wheels."""
-    if face.part == WHEELS:
-        return face.paint
-    vectors = eye - face.points.mean(0), np.array(face.normal)
-    to_eye, normal = (vector / (np.linalg.norm(vector) + 1e-9) for vector in vectors)
-    facing, upwards = to_eye @ normal, normal[2]
+def shade(cells: np.ndarray, normals: np.ndarray, paint: np.ndarray, eye: np.ndarray) -> np.ndarray:
+    """The colours of cells of the body, (n, 4) with their part, in glossy paint."""
+    to_eye = eye - cells.mean(1)
+    to_eye, normals = (vectors / (np.linalg.norm(vectors, axis=1)[:, None] + 1e-9) for vectors in (to_eye, normals))
+    facing, upwards = (to_eye * normals).sum(1)[:, None], normals[:, 2:]
     # What the paint mirrors, from below to above: floor, horizon, wall, overhead light.
-    room = np.interp(2 * facing * upwards - to_eye[2], (-0.4, -0.1, 0.1, 0.8), (0.26, 0.4, 0.77, 1))
-    gloss = 255 * room * (0.09 + 0.5 * (1 - max(0, facing)) ** 4)
-    return tuple(min(255, int(value * (0.34 + 0.26 * upwards + 0.48 * room) + gloss)) for value in face.paint)
+    room = np.interp(2 * facing * upwards - to_eye[:, 2:], (-0.4, -0.1, 0.1, 0.8), (0.26, 0.4, 0.77, 1))
+    gloss = 255 * room * (0.09 + 0.5 * (1 - facing.clip(0)) ** 4)
+    colours = (paint * (0.34 + 0.26 * upwards + 0.48 * room) + gloss).clip(0, 255).astype(int)
+    return np.insert(colours, 3, BODY, axis=1)
 
 
 @lru_cache(maxsize=1)
@@ -125,26 +163,40 @@ def studio() -> tuple[Image.Image, np.ndarray]:
 
 def render(car: int, view: int) -> tuple[np.ndarray, np.ndarray]:
     """Car number `car` from view 1..16: uint8 RGB image (1280, 1918, 3) and indices into PARTS (1280, 1918)."""
-    rng, (faces, floor) = np.random.default_rng((car, view)), build(car)
+    rng, (paint, body, normals, before, after) = np.random.default_rng((car, view)), build(car)
+    length, width = np.ptp(body[..., :2], axis=(0, 1))
     azimuth = math.radians((view - 1) * 22.5 + rng.normal(0, 0.5))
     forward, right = (np.array([-math.cos(a), -math.sin(a), 0]) for a in (azimuth, azimuth - math.pi / 2))
-    eye = (0, 0, EYE) - (3.6 + 0.93 * np.ptp(floor[:, 0]) + rng.uniform(-0.1, 0.15)) * forward
+    eye = (0, 0, EYE) - (3.6 + 0.95 * length + rng.uniform(-0.1, 0.15)) * forward
     camera = np.stack([FOCAL * right + WIDTH / 2 * forward, HORIZON * forward - (0, 0, FOCAL), forward], axis=1)
 
-    def project(points: np.ndarray) -> list[float]:
+    def project(points: np.ndarray) -> np.ndarray:
         pixels = (points - eye) @ camera
-        return (pixels[..., :2] / pixels[..., 2:]).ravel().tolist()
+        return pixels[..., :2] / pixels[..., 2:]
 
+    floor = outline((SQUARE - 0.5) @ np.diag((length, width, 0))[:2])
+    shadow = Image.new("L", (WIDTH // 4, HEIGHT // 4))
+    ImageDraw.Draw(shadow).polygon((project(floor) / 4).ravel().tolist(), 220)
     empty, noise = studio()
-    canvas, shadow = empty.copy(), Image.new("L", (WIDTH // 4, HEIGHT // 4))
-    ImageDraw.Draw(shadow).polygon([value / 4 for value in project(floor)], 220)
+    canvas = empty.copy()
     canvas.paste((30, 31, 33), mask=shadow.filter(ImageFilter.GaussianBlur(5)).resize(empty.size, Image.BILINEAR))
     canvas.putalpha(BACKGROUND)  # the fourth channel is the part that a pixel belongs to
     draw = ImageDraw.Draw(canvas)
-    for face in faces:
-        if (eye - face.points[0]) @ face.normal >= 0:
-            draw.polygon(project(face.points), (*shade(face, eye), face.part))
+
+    def in_view(shapes: list[tuple]) -> Iterator[tuple]:
+        for points, colour, part in shapes:
+            facing = ((eye - points[:, :3]) * points[:, 3:]).sum(1) >= 0
+            yield project(points[facing, :3]), (*colour, part)
+
+    front = np.argsort(-np.linalg.norm(eye - body[:, 0], axis=1))  # the far cells first
+    front = front[((eye - body[front, 0]) * normals[front]).sum(1) > 0]
+    cells = zip(project(body[front]), shade(body[front], normals[front], paint, eye).tolist(), strict=True)
+    for corners, colour in chain(in_view(before), cells, in_view(after)):
+        if len(corners) > 2:
+            draw.polygon(corners.ravel().tolist(), tuple(colour))
     pixels, parts = cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGBA2RGB), np.asarray(canvas.getchannel("A"))
+    y, x = np.nonzero(parts == WINDOWS)
+    pixels[y, x] = np.interp(y, (y.min(), y.max()), (135, 45))[:, None] * (0.95, 1, 1)  # what the glass shows
     y, x = rng.integers(99, size=2)
     pixels = cv2.GaussianBlur(pixels, (3, 3), 0)  # a lens's
     return cv2.add(pixels, noise[y : y + HEIGHT, x : x + WIDTH], dtype=cv2.CV_8U), parts
@@ -171,19 +223,19 @@ def make_sample(
     With 2 to 4 for `num_classes`, masks hold numbers out of PARTS; if these are too few, the rest is BODY.
     """
     folder = Path(folder)
-    if min(train_cars, val_cars) < 1:
-        raise BadInput("--train_cars and --val_cars", f"{train_cars} and {val_cars}", "Give 1 or more each")
+    for option, cars in (("--train_cars", train_cars), ("--val_cars", val_cars)):
+        if cars < 1:
+            raise BadInput(option, f"{cars} can't be used", "Give 1 or more")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadInput(folder, "already exists", "Remove it or choose another --out")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
+    for name in ("train_images", "train_masks", "val_images", "val_masks"):
+        (part / name).mkdir(parents=True)
     # Kinds take turns, so validation begins where they start over: it shows kinds that training has seen.
     first = math.ceil(train_cars / len(KINDS)) * len(KINDS)
-    jobs = []
-    for split, cars in (("train", range(train_cars)), ("val", range(first, first + val_cars))):
-        for kind in ("images", "masks"):
-            (part / f"{split}_{kind}").mkdir(parents=True)
-        jobs += [(part, split, car, view, num_classes) for car in cars for view in range(1, views + 1)]
+    cars = [("train", car) for car in range(train_cars)] + [("val", first + car) for car in range(val_cars)]
+    jobs = [(part, split, car, view, num_classes) for split, car in cars for view in range(1, views + 1)]
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # here: a forked process that sets it can wait for ever for threads that it lacks
     with ProcessPoolExecutor(count_cores()) as pool:
