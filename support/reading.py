@@ -257,7 +257,7 @@ def _decode_pixels(path: str | Path, data: bytes, reading: Reading | None) -> _D
 def _pixels(image: Image.Image) -> np.ndarray:
     """An image's pixels, copied in strips: as a whole, Pillow would hold a large image in memory three times."""
     width, height = image.size
-    strips = [(0, top, width, min(top + 1024, height)) for top in range(0, height, 1024)]
+    strips = [(0, top, width, min(top + 256, height)) for top in range(0, height, 256)]
     first = np.asarray(image.crop(strips[0]))
     values = np.empty((height, *first.shape[1:]), first.dtype)
     for left, top, right, bottom in strips:
