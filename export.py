@@ -141,7 +141,11 @@ def main(argv: list[str] | None = None) -> None:
         onnx_program.save(onnx)
         for path, name in ((onnx, out), (pt2, out.with_suffix(".pt2"))):
             run = load(path)
-            difference = torch.stack([compare(network, run, batch, options.LOGITS) for batch in batches]).max()
+            try:
+                difference = torch.stack([compare(network, run, batch, options.LOGITS) for batch in batches]).max()
+            except AssertionError as error:  # a guard of the program: the deepest level has but one row or column
+                finding = f"not written: {about['size']} is too small for any size"
+                raise BadInput(name, finding, "Give --FIXED_SIZE") from error
             finding = f"differs from {options.checkpoint} by {difference:.1e} in probability at most, on {source}"
             if not difference <= options.TOLERANCE:  # nor if it is NaN
                 raise BadInput(name, f"not written: {finding}", "Give --FIXED_SIZE or more TOLERANCE")

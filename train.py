@@ -142,7 +142,8 @@ def make_model(
         torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, precision, size, batch))
     if options.COMPILE:  # for each size anew: code for any size gives up the layout of convolutions
         # CUDA graphs, which spare the launches that small batches wait for, hold memory of their own.
-        mode = "reduce-overhead" if group.device.type == "cuda" and batch_size <= 8 else None
+        whole = options.ACCUMULATION_STEPS == 1 and group.world_size == 1
+        mode = "reduce-overhead" if group.device.type == "cuda" and batch_size <= 8 and whole else None
         train_model = torch.compile(train_model, dynamic=False, mode=mode)
     return model, train_model
 

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -139,7 +139,9 @@ def init_distributed(device: str = "auto") -> Group:
     _store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     if size == 1:
         return Group(choose_device(device), run_id=run_id)
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if device not in ("auto", "cuda", "cpu"):
+        raise BadInput(f"DEVICE {device}", f"one device for {size} processes", 'Use "auto", "cuda" or "cpu"')
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     place = choose_device(f"cuda:{local_rank}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(place)
@@ -158,7 +160,9 @@ def end_together(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except Exception as error:
             # Before there is a store: what is wrong with the options is wrong in all processes.
-            first = _store.add("failed", 1) == 1 if _store is not None else os.environ.get("RANK", "0") == "0"
+            first = os.environ.get("RANK", "0") == "0"
+            with suppress(RuntimeError):  # torchrun, and its store, may be gone
+                first = _store.add("failed", 1) == 1 if _store is not None else first
             if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 if first:  # it was killed
                     print("another process of this run has ended, and so this one ends too", file=sys.stderr)

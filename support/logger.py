@@ -1,6 +1,7 @@
 """A run's curves, for TensorBoard: `tensorboard --logdir runs`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,18 +41,23 @@ class Logger:
         """Write the values after so many steps, the image `grid`, and the rows of a table."""
         if not self.enabled:
             return
-        writer = self.writers.get(part) or self._begin(part, step)
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        if grid is not None:  # as a JPEG: add_image makes a PNG, whose checksum takes TensorBoard its time
-            from tensorboard.compat.proto.summary_pb2 import Summary
+        try:
+            writer = self.writers.get(part) or self._begin(part, step)
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            if grid is not None:  # as a JPEG: add_image makes a PNG, whose checksum takes TensorBoard its time
+                from tensorboard.compat.proto.summary_pb2 import Summary
 
-            grid.save(encoded := BytesIO(), "JPEG", quality=85)
-            image = Summary.Image(height=grid.height, width=grid.width, encoded_image_string=encoded.getvalue())
-            writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="grid", image=image)]), step)
-        if confusion is not None:
-            writer.add_text("confusion", markdown(confusion), step)
-        writer.flush()
+                grid.save(encoded := BytesIO(), "JPEG", quality=85)
+                content = {"height": grid.height, "width": grid.width, "encoded_image_string": encoded.getvalue()}
+                summary = Summary(value=[Summary.Value(tag="grid", image=Summary.Image(**content))])
+                writer.file_writer.add_summary(summary, step)
+            if confusion is not None:
+                writer.add_text("confusion", markdown(confusion), step)
+            writer.flush()
+        except OSError as error:  # no reason to stop: a full disk gets its refusal from the next checkpoint
+            print(f"{self.folder} can't be written ({error.strerror or error}): the run goes on without curves")
+            self.enabled = False
 
     def _begin(self, part: str, step: int) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter  # only here: its import takes a moment
@@ -64,4 +70,5 @@ class Logger:
     def close(self) -> None:
         """End the files."""
         for writer in self.writers.values():
-            writer.close()
+            with suppress(OSError):
+                writer.close()

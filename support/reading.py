@@ -362,6 +362,8 @@ def to_array(image: Image.Image, reading: Reading) -> np.ndarray:
 def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.ndarray, float, dict[str, int]]:
     """A mask's classes, and Metadata's `between` and `palette`."""
     values, colours, remedy = _gray(decoded.values), decoded.palette, "Save it in black and white"
+    if decoded.values.shape[2:] in ((2,), (4,)) and not np.ptp(values) and np.ptp(decoded.values[..., -1]):
+        raise BadInput(path, "of one colour, with its shape in the alpha channel", "Save the shape as gray values")
     if classes.multiclass:
         remedy = f"Save it with the numbers 0 to {classes.count - 1}"
     if values.ndim > 2:

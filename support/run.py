@@ -150,7 +150,9 @@ class Run:
         if state and "step" in state:
             try:
                 self._restore(state, name)
-            except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            except BadInput:
+                raise
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
                 raise BadInput(name, f"not as train.py writes it: {reason}", "Use another checkpoint") from error
             print(f"{name}: going on after {counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}")

@@ -34,7 +34,7 @@ GAP, SMALLEST_PANEL, LARGEST_PANEL = 4, 240, 480  # pixels: around a panel, and 
 
 
 class Prediction(NamedTuple):
-    """What a model makes of an image: float (C, H, W), two masks (H, W), and their Dice. The masks are boolean, or
+    """What a model makes of an image (C, H, W), two masks (H, W), and their Dice. The masks are boolean, or
     of several classes uint8 with their numbers and, in the target, IGNORED."""
 
     name: str
@@ -193,11 +193,13 @@ def _panels(row: Prediction) -> list[np.ndarray]:
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """Float (C, H, W) to uint8 (H, W, 3), whatever normalisation made of it: its range becomes 0 to 255.
+    """An image (C, H, W) as uint8 (H, W, 3): of one that a transform has normalized, the range becomes 0 to 255.
 
     One or two channels are shown in gray, and of more than three the first three.
     """
     image = np.repeat(image[:1], 3, axis=0) if len(image) < 3 else image[:3]
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image.transpose(1, 2, 0))
     lowest, largest = image.min(), image.max()
     return ((image - lowest) / max(largest - lowest, 1e-6) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 

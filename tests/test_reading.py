@@ -295,3 +295,11 @@ def test_a_pixel_is_of_the_class_with_most_of_its_area(tmp_path):
     chosen = np.searchsorted([0, 1, 2, 255], small)[..., None]
     assert (np.take_along_axis(areas, chosen, -1)[..., 0] == areas.max(-1)).all()
     assert np.unique(small).tolist() == [0, 1, 2, 255]
+
+
+def test_a_shape_in_the_alpha_channel_alone_is_refused(tmp_path):
+    image = Image.new("RGBA", (12, 8), "white")
+    image.putalpha(Image.fromarray(MASK * np.uint8(255)).resize(image.size))
+    image.save(tmp_path / "m.png")
+    with pytest.raises(BadInput, match="m.png: of one colour, with its shape in the alpha channel"):
+        read_mask(tmp_path / "m.png")
