@@ -15,9 +15,11 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import albumentations as A
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -161,17 +163,27 @@ def measure(o: Any) -> Iterator[Point]:
 
 
 def draw(points: list[Point], path: str) -> None:
-    """Draw Dice over seconds of training, a colour for each network."""
+    """Draw Dice over seconds of training, a colour for each network: a dot for each seed, and their mean."""
     from matplotlib.figure import Figure  # only this needs it
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     for network in dict.fromkeys(point.network for point in points):
-        own = sorted((point.training, point.dice) for point in points if point.network == network)
-        axes.plot(*zip(*own, strict=True), "o-", label=network, markersize=4)
-    axes.set(xlabel="seconds of training", ylabel="validation Dice", xscale="log", ylim=(0.9, 1))
+        runs: dict[int, list[tuple[float, float]]] = {}
+        for point in (point for point in points if point.network == network):
+            runs.setdefault(point.seed, []).append((point.training, point.dice))
+        length = min(map(len, runs.values()))
+        (line,) = axes.plot(*np.mean([run[:length] for run in runs.values()], axis=0).T, label=network)
+        axes.plot(*zip(*chain(*runs.values()), strict=True), "o", markersize=4, color=line.get_color())
+    axes.set(xlabel="seconds of training", ylabel="validation Dice", xscale="log", yscale="logit")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(ticks := (0.3, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), map(str, ticks))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="center right")
     figure.savefig(path, dpi=110)
 
 
