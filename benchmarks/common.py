@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import albumentations as A
+import cv2
 import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
@@ -56,6 +57,7 @@ class PlainDataset(Dataset):
 
 def plain_loader(pairs: list[Pair], batch_size: int, size: tuple[int, int]) -> DataLoader:
     """The tutorial's loader, with two workers."""
+    cv2.setNumThreads(1)  # here: forked while OpenCV's threads are at work, a worker would wait for ever
     options = {"shuffle": True, "num_workers": 2, "pin_memory": torch.cuda.is_available()}
     return DataLoader(PlainDataset(pairs, size), batch_size, **options)
 
