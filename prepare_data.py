@@ -32,6 +32,7 @@ from support.checks import refusals, report
 from support.conversion import Meaning
 from support.errors import BadInput, by_cause, counted, refuse, run_script, warn
 from support.files import whole_file, writable_folder
+from support.layouts import MASK_FOLDER
 from support.options import RULES, SET_BY_SPLIT, OptionParser
 from support.own_data import describe, list_files, make_plain
 from support.pairs import CARVANA_NAME
@@ -78,9 +79,11 @@ def _command_that_fits(data: Path) -> str:
     if not tops:
         zips = sorted(name for name in names if name.lower().endswith(".zip"))
         return f"split, with the folders that {data / zips[0]} unpacks to" if zips else ""
-    two = sorted((str(data / name) for name in tops), key=lambda name: ("mask" in name, name))
+    two = sorted(tops, key=lambda name: bool(MASK_FOLDER.search(name.lower())))
+    of_masks = [bool(MASK_FOLDER.search(name.lower())) for name in two if (data / name).is_dir()]
+    sources = [str(data / name) for name in two] if of_masks == [False, True] else [str(data)]
     out = ["--out", "data_split"] if tops & {*FOLDERS} else []
-    return shlex.join(["split", *(two if len(two) == 2 else [str(data)]), *out])
+    return shlex.join(["split", *sources, *out])
 
 
 def check(sources: Sequence[str], size: tuple[int, int] | None, cache_dir: str, **meaning: Any) -> None:
@@ -207,7 +210,7 @@ def _by_groups(
         raise BadInput(source, finding, "Give more, or another --group")
     names = sorted(groups)
     random.Random(seed).shuffle(names)
-    val = val or names[: min(len(names) - 1, max(1, round(share * len(names))))]
+    val = {*(val or names[: min(len(names) - 1, max(1, round(share * len(names))))])}
     print(f"{counted(len(groups) - len(val), 'group')} for training, {len(val)} for validation")
     return {
         side: [pair for name in groups if (name in val) == (side == "val") for pair in groups[name]]

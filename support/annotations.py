@@ -137,7 +137,7 @@ def _labelme(file: Path, content: dict[str, Any]) -> _Image:
         kind, shape = each.get("shape_type") or "polygon", each["points"]
         if kind not in ("polygon", "rectangle", "circle"):
             raise ValueError(f"shape {number} is a {kind}, not a polygon, rectangle or circle")
-        if kind != "polygon":
+        if kind != "polygon" and len(shape) == 2:  # newer versions write all four corners of a rectangle
             (x, y), (x2, y2) = shape
             turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
             circle = shape[0] + np.hypot(x2 - x, y2 - y) * np.stack([np.cos(turn), np.sin(turn)], 1)
@@ -193,6 +193,8 @@ def _draw(image: _Image, path: Path, numbers: dict[str, int]) -> np.ndarray:
 def _fill_runs(mask: np.ndarray, rle: dict[str, Any], number: int) -> None:
     """Give a number to the pixels of COCO's RLE: runs of background and object in turn, down the columns."""
     counts = _counts(rle["counts"]) if isinstance(rle["counts"], str) else rle["counts"]
+    if (*rle["size"],) != mask.shape or min(counts) < 0 or sum(counts) != mask.size:
+        raise ValueError("RLE of another size than the image")
     drawn = np.repeat(np.arange(len(counts)) % 2 > 0, counts).reshape(rle["size"][::-1])
     mask.T[drawn] = number
 

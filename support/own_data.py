@@ -160,6 +160,9 @@ def _find(sources: Sequence[str], meaning: Meaning) -> Found:
         raise BadInput("--train_list or --val_list", "says nothing beside four folders", "Give one of the two")
     train, val = (_find_side(Path(sources[i]), Path(sources[i + 1]), meaning) for i in (0, 2))
     samples = [s._replace(side=part) for some, part in ((train, "train"), (val, "val")) for s in some.samples]
+    if train.names != val.names:  # each side has numbered its own
+        finding = f"its classes are {' '.join(val.names)}, those for training {' '.join(train.names)}"
+        raise BadInput(sources[3], finding, "Give one folder or file with the annotations of both, and --val_list")
     ignores = train.ignores or val.ignores
     return Found(samples, train.bad + val.bad, train.unused + val.unused, train.names, ignores)
 

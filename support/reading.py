@@ -143,7 +143,10 @@ def read_mask(path: str | Path, reading: Reading = AS_IS) -> np.ndarray:
 def read_values(path: str | Path, colour: bool = False) -> np.ndarray:
     """What a mask's file holds: gray values or palette indices (H, W), or, of RGB whose channels differ and with
     `colour` of anything, RGB (H, W, 3)."""
-    return read_image(path) if colour else _gray(_decode(path).values) * 1  # of one bit, a number
+    if colour:
+        return read_image(path)
+    values = _visible(_decode(path), path)
+    return values.astype(np.uint8) if values.dtype == bool else values
 
 
 def read_pair(pair: Pair, reading: Reading = AS_IS) -> tuple[np.ndarray, np.ndarray]:
@@ -330,6 +333,14 @@ def _gray(values: np.ndarray) -> np.ndarray:
     return values if (values != values[..., :1]).any() else values[..., 0]
 
 
+def _visible(decoded: _Decoded, path: str | Path) -> np.ndarray:
+    """A mask's pixels without alpha, as of `_gray`. Raises BadInput if it is in alpha that its shape is."""
+    values = _gray(decoded.values)
+    if decoded.values.shape[2:] in ((2,), (4,)) and not np.ptp(values) and np.ptp(decoded.values[..., -1]):
+        raise BadInput(path, "of one colour, with its shape in the alpha channel", "Save the shape as gray values")
+    return values
+
+
 def _to_image(decoded: _Decoded, path: str | Path, reading: Reading) -> np.ndarray:
     values, channels, highest = decoded.values, reading.channels, reading.highest
     if values.dtype.name not in ("uint8", "uint16"):
@@ -361,9 +372,7 @@ def to_array(image: Image.Image, reading: Reading) -> np.ndarray:
 
 def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.ndarray, float, dict[str, int]]:
     """A mask's classes, and Metadata's `between` and `palette`."""
-    values, colours, remedy = _gray(decoded.values), decoded.palette, "Save it in black and white"
-    if decoded.values.shape[2:] in ((2,), (4,)) and not np.ptp(values) and np.ptp(decoded.values[..., -1]):
-        raise BadInput(path, "of one colour, with its shape in the alpha channel", "Save the shape as gray values")
+    values, colours, remedy = _visible(decoded, path), decoded.palette, "Save it in black and white"
     if classes.multiclass:
         remedy = f"Save it with the numbers 0 to {classes.count - 1}"
     if values.ndim > 2:

@@ -85,8 +85,9 @@ def test_later_objects_lie_over_earlier_ones_and_crowds_over_all(images: list[Pa
     np.testing.assert_array_equal(masks["a.jpg"], expected)
 
 
-def test_labelmes_shapes(images: list[Path], tmp_path: Path) -> None:
-    shapes = [("car", "rectangle", [[4, 3], [1, 1]]), ("bus", "circle", [[5, 2], [5, 2.8]])]
+@pytest.mark.parametrize("corners", [[[4, 3], [1, 1]], [[1, 1], [4, 1], [4, 3], [1, 3]]])
+def test_labelmes_shapes(corners: list[list[float]], images: list[Path], tmp_path: Path) -> None:
+    shapes = [("car", "rectangle", corners), ("bus", "circle", [[5, 2], [5, 2.8]])]
     hole = ("_background_", "polygon", [[1, 1], [2, 1], [2, 2], [1, 2]])
     files = {"a.json": labelme(*shapes, hole), "b.json": labelme(imagePath="b.png")}
     names, masks = load(write(tmp_path / "labelme", files), images)
@@ -152,7 +153,7 @@ REFUSED = [
     ("coco.json", coco({"segmentation": [[1, 1, 40, 1, 40, 30]]}), "far outside the image"),
     ("coco.json", coco({"segmentation": [[1, 1, 4, "x", 4, 3]]}), "could not convert"),
     ("coco.json", coco({"segmentation": [[1, 1, 4, 1, 4, 3, float("nan"), 3]]}), "far outside the image"),
-    ("coco.json", coco({"segmentation": RLE}), "cannot reshape"),
+    ("coco.json", coco({"segmentation": RLE}), "RLE of another size than the image"),
     ("coco.json", coco(images=[{"id": 0, "file_name": "a.jpg", "width": 60, "height": 40}]), "another size"),
     ("coco.json", coco(images=[{"id": i, "file_name": f"{i}/a.jpg"} for i in (0, 1)]), "annotated twice (a.jpg)"),
     ("coco.json", coco(categories=[{"id": i, "name": f"c{i}"} for i in range(255)]), "255 classes"),

@@ -295,6 +295,8 @@ def test_sizes_to_train_at(sizes, expected):
     [
         (("imgs", "masks"), "prepare_data.py split data/imgs data/masks, or start in another folder"),
         (("train", "train_masks"), "prepare_data.py split data/train data/train_masks --out data_split"),
+        (("photos", "labels"), "prepare_data.py split data/photos data/labels, or"),
+        (("train/images", "val/masks"), "prepare_data.py split data, or"),
         ((".", "."), "prepare_data.py split data, or"),
         (("train.zip",), "prepare_data.py split, with the folders that data/train.zip unpacks to"),
         (("train.zip", "train_masks.zip"), "prepare_data.py carvana data/train.zip data/train_masks.zip"),
@@ -352,3 +354,16 @@ def test_outlines_instead_of_masks(tmp_path):
         [0, 1],
         [0, 1, 255],
     ]
+
+
+def test_two_sides_whose_outlines_number_other_classes_are_refused(tmp_path):
+    """Each side numbers its own labels: the same number would mean two things."""
+    for side, label in (("t", "car"), ("v", "road")):
+        draw(tmp_path / f"{side}/i/a{side}.jpg", size=(48, 32))
+        points = [[1, 1], [20, 1], [20, 20]]
+        content = {"imagePath": f"a{side}.jpg", "shapes": [{"label": label, "points": points}]}
+        (tmp_path / f"{side}/m").mkdir()
+        (tmp_path / f"{side}/m/a{side}.json").write_text(json.dumps(content))
+    folders = [str(tmp_path / part) for part in ("t/i", "t/m", "v/i", "v/m")]
+    with pytest.raises(BadInput, match="v/m: its classes are background road, those for training background car"):
+        prepare_data.main(["split", *folders, "--out", str(tmp_path / "data")])
