@@ -32,7 +32,7 @@ from support.checks import refusals, report
 from support.conversion import Meaning
 from support.errors import BadInput, by_cause, counted, refuse, run_script, warn
 from support.files import whole_file, writable_folder
-from support.layouts import MASK_FOLDER
+from support.layouts import tell_apart
 from support.options import RULES, SET_BY_SPLIT, OptionParser
 from support.own_data import describe, list_files, make_plain
 from support.pairs import CARVANA_NAME
@@ -74,15 +74,17 @@ def _command_that_fits(data: Path) -> str:
     names = _entries(data)
     if {"train.zip", "train_masks.zip"} <= names:
         return f"carvana {data / 'train.zip'} {data / 'train_masks.zip'}"
-    tops = {file.partition("/")[0] for file in (list_files(data) if names else ())}
-    tops = {name for name in tops if not re.fullmatch(r"sample(_\d_classes)?|cache|pets", name)}
-    if not tops:
+    ours = re.compile(r"(sample(_\d_classes)?|cache|pets)/")
+    files = [file for file in (list_files(data) if names else ()) if not ours.match(file)]
+    if not files:
         zips = sorted(name for name in names if name.lower().endswith(".zip"))
         return f"split, with the folders that {data / zips[0]} unpacks to" if zips else ""
-    two = sorted(tops, key=lambda name: bool(MASK_FOLDER.search(name.lower())))
-    of_masks = [bool(MASK_FOLDER.search(name.lower())) for name in two if (data / name).is_dir()]
-    sources = [str(data / name) for name in two] if of_masks == [False, True] else [str(data)]
-    out = ["--out", "data_split"] if tops & {*FOLDERS} else []
+    sources = [str(data)]
+    with suppress(BadInput):  # split says what is unclear
+        if all(found := tell_apart(files)[:2]):
+            folders = (os.path.commonpath([os.path.dirname(file) for file in some]) for some in found)
+            sources = dict.fromkeys(str(data / folder) for folder in folders)
+    out = ["--out", "data_split"] if {file.partition("/")[0] for file in files} & {*FOLDERS} else []
     return shlex.join(["split", *sources, *out])
 
 

@@ -141,9 +141,10 @@ def make_model(
         size, batch = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH), min(4, batch_size)
         torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, precision, size, batch))
     if options.COMPILE:  # for each size anew: code for any size gives up the layout of convolutions
-        # CUDA graphs, which spare the launches that small batches wait for, hold memory of their own.
-        whole = options.ACCUMULATION_STEPS == 1 and group.world_size == 1
-        mode = "reduce-overhead" if group.device.type == "cuda" and batch_size <= 8 and whole else None
+        # CUDA graphs spare a small batch its kernel launches. Their next run overwrites what the last one returned,
+        # so they are not for batches in parts or for gradients of several processes.
+        graphs = batch_size <= 8 and options.ACCUMULATION_STEPS == 1 and group.world_size == 1
+        mode = "reduce-overhead" if graphs and group.device.type == "cuda" else None
         train_model = torch.compile(train_model, dynamic=False, mode=mode)
     return model, train_model
 
@@ -252,13 +253,13 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
     classes = Classes(options.NUM_CLASSES, options.IGNORE_INDEX)
     reading = Reading(size, classes, options.IN_CHANNELS, options.RANGE)
     folders = (options.TRAIN_IMG_DIR, options.TRAIN_MASK_DIR, options.VAL_IMG_DIR, options.VAL_MASK_DIR)
-    smallest = 4 if options.ENCODER else 2  # a pretrained BatchNorm likes more
+    min_batch_size = 4 if options.ENCODER else 2  # the statistics of an encoder's BatchNorm need more images
     with group.main_first():
         folders = sample_if_empty(folders, classes.count)
 
     def inspect() -> tuple[dict[str, Any], bool, int]:
         train, val = (prepare(*pair, reading, options.CACHE_DIR) for pair in (folders[:2], folders[2:]))
-        batch_size = smallest if options.BATCH_SIZE == "auto" else options.BATCH_SIZE
+        batch_size = min_batch_size if options.BATCH_SIZE == "auto" else options.BATCH_SIZE
         levels = 4 + bool(options.ENCODER) if options.FEATURES == "auto" else len(options.FEATURES)
         images = check_run(train, val, levels, batch_size, options.CROP)
         return images, bool(train.records and val.records), crops_per_image(train, options.CROP)
@@ -277,7 +278,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
             cache_dir=options.CACHE_DIR if cached else None,
             seed=options.SEED,
             min_steps=options.MIN_STEPS,
-            min_batch_size=smallest,
+            min_batch_size=min_batch_size,
             accumulation_steps=options.ACCUMULATION_STEPS,
             drop_last=True,
             group=group,

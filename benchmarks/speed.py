@@ -208,7 +208,11 @@ def measure(o: Any) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and write it into OUT."""
     o = ConstantParser(globals()).parse_args(argv)
-    common.tell(measure(o), o.OUT)
+    threads = cv2.getNumThreads()  # loaders with workers set one
+    try:
+        common.tell(measure(o), o.OUT)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 if __name__ == "__main__":

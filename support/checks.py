@@ -30,7 +30,7 @@ def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop
     """
     if samefile(train.image_dir, val.image_dir):
         finding = "the folder of the training images, too"
-        raise BadInput(val.image_dir, finding, "Give others for validation: prepare_data.py split shares them out")
+        raise BadInput(val.image_dir, finding, "Give others for validation: prepare_data.py split divides a set")
     smallest, size = 2**levels, train.reading.size or (crop, crop)
     refuse([*refusals(train, smallest), *refusals(val, smallest), *refusals_together(train, val)])
     largest = max(max(m.size) for m in train.metadata.values())

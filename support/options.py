@@ -19,14 +19,16 @@ from support.errors import BadInput
 Rule = tuple[Callable[[Any], bool], str]
 
 
-def _whole(least: int, most: int = 2**63 - 1) -> Rule:
-    """Whole numbers, "auto", or a list of such numbers."""
+def _whole(least: int, most: int = 2**63 - 1, *, auto: bool = False, several: bool = False) -> Rule:
+    """A whole number, or `several`, or "auto" instead."""
 
     def holds(value: Any) -> bool:
-        numbers = value if isinstance(value, list) else [value]
-        return value == "auto" or bool(numbers) and all(isinstance(n, int) and least <= n <= most for n in numbers)
+        numbers = value if several and isinstance(value, list) else [value]
+        whole = bool(numbers) and all(isinstance(n, int) and least <= n <= most for n in numbers)
+        return whole or (auto and value == "auto")
 
-    return holds, f"{least} or more" if most == 2**63 - 1 else f"{least} to {most}"
+    told = f"{least} or more" if most == 2**63 - 1 else f"{least} to {most}"
+    return holds, told + ', or "auto"' * auto
 
 
 def _real(test: Callable[[float], bool], told: str) -> Rule:
@@ -40,14 +42,17 @@ def _among(*choices: Any) -> Rule:
 
 # What a constant's value must be, by name: a test, and how to say it. Holds for the file and the command line.
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("BATCH_SIZE", "NUM_EPOCHS", "MIN_STEPS", "ACCUMULATION_STEPS", "STEPS", "REPEATS"), _whole(1)),
-    **dict.fromkeys(("IMAGE_HEIGHT", "IMAGE_WIDTH", "FEATURES", "IN_CHANNELS"), _whole(1)),
-    **dict.fromkeys(("PATIENCE", "CROP", "NUM_SAVED_IMAGES", "EPOCH_IMAGES", "FULL_SIZE_EVERY"), _whole(0)),
-    **dict.fromkeys(("NUM_WORKERS", "SEED"), _whole(0)),
-    "NUM_THREADS": _whole(1, 1024),
-    "NUM_CLASSES": _whole(1, 255),
+    **dict.fromkeys(("MIN_STEPS", "ACCUMULATION_STEPS", "STEPS", "REPEATS"), _whole(1)),
+    **dict.fromkeys(
+        ("BATCH_SIZE", "NUM_EPOCHS", "IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS"), _whole(1, auto=True)
+    ),
+    **dict.fromkeys(("PATIENCE", "CROP", "NUM_SAVED_IMAGES", "EPOCH_IMAGES", "FULL_SIZE_EVERY", "SEED"), _whole(0)),
+    "FEATURES": _whole(1, auto=True, several=True),
+    "NUM_WORKERS": _whole(0, auto=True),
+    "NUM_THREADS": _whole(1, 1024, auto=True),
+    "NUM_CLASSES": _whole(1, 255, auto=True),
+    "RANGE": _whole(1, 65535, auto=True),
     "IGNORE_INDEX": _whole(0, 255),
-    "RANGE": _whole(1, 65535),
     "LEARNING_RATE": _real(lambda v: 0 < v < math.inf, "a positive number"),
     "SAVE_MINUTES": _real(lambda v: v > 0, "more than 0"),
     "TIME_LIMIT": _real(lambda v: 0 <= v < math.inf, "minutes, or 0 for none"),
@@ -132,7 +137,7 @@ def settle_classes(options: argparse.Namespace) -> None:
             value = json.loads(file.read_text(encoding="utf-8")).get(name, default) if file.exists() else default
         except (OSError, ValueError, AttributeError) as error:
             raise BadInput(file, f"can't be read ({error})", "Correct or remove it") from error
-        if not RULES[name][0](value):
+        if type(value) is not int or not RULES[name][0](value):
             raise BadInput(file, f"{name} {value!r} can't be used", f"Give {RULES[name][1]}")
         setattr(options, name, value)
 

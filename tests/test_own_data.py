@@ -296,7 +296,7 @@ def test_sizes_to_train_at(sizes, expected):
         (("imgs", "masks"), "prepare_data.py split data/imgs data/masks, or start in another folder"),
         (("train", "train_masks"), "prepare_data.py split data/train data/train_masks --out data_split"),
         (("photos", "labels"), "prepare_data.py split data/photos data/labels, or"),
-        (("train/images", "val/masks"), "prepare_data.py split data, or"),
+        (("train/images", "train/masks", "val/images", "val/masks"), "prepare_data.py split data, or"),
         ((".", "."), "prepare_data.py split data, or"),
         (("train.zip",), "prepare_data.py split, with the folders that data/train.zip unpacks to"),
         (("train.zip", "train_masks.zip"), "prepare_data.py carvana data/train.zip data/train_masks.zip"),
@@ -308,7 +308,8 @@ def test_other_files_in_data_get_the_command_that_fits(tmp_path, monkeypatch, fo
     if folders[0].endswith(".zip"):
         [(tmp_path / "data" / name).touch() for name in folders]
     else:
-        write_pairs(*(tmp_path / "data" / name for name in folders), ["a", "b"], (32, 48))
+        for pair in zip(folders[::2], folders[1::2], strict=True):
+            write_pairs(*(tmp_path / "data" / name for name in pair), ["a", "b"], (32, 48))
     with pytest.raises(BadInput, match=f"data/train_images/: empty, though data holds something else. .*{command}"):
         prepare_data.sample_if_empty(prepare_data.DEFAULT_DIRS)
 
