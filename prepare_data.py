@@ -209,7 +209,7 @@ def _by_groups(
     not all."""
     if len(groups) < 2:
         finding = f"one group of {counted(sum(map(len, groups.values())), 'image')}"
-        raise BadInput(source, finding, "Give more, or another --group")
+        raise BadInput(source, finding, "Give images of two groups or more")
     names = sorted(groups)
     random.Random(seed).shuffle(names)
     val = {*(val or names[: min(len(names) - 1, max(1, round(share * len(names))))])}
@@ -244,7 +244,7 @@ def _place(sides: dict[str, list[Pair]], out: str, names: Mapping[Path, str] = M
             with whole_file(target) as part:
                 shutil.copy2(file, part)
         except OSError as error:
-            remedy = "Make room and start it again: what is there stays"
+            remedy = "Mend that and start it again: what is there stays"
             raise BadInput(target, f"can't be written ({error.strerror})", remedy) from error
     print(f"{counted(len(sides['train']), 'image')} for training, {len(sides['val'])} for validation")
 
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
         values = added.add_mutually_exclusive_group()
         for field in (field for field in fields(Meaning) if field.metadata):
             name = field.name.upper() if field.name.upper() in RULES else field.name
-            to = values if name in ("foreground", "colours", "NUM_CLASSES") else added
+            to = values if name in ("foreground", "colours") else added
             add(to, name, field.default, field.metadata["help"])
 
     options = vars(parser.parse_args(argv))
@@ -322,6 +322,8 @@ def main(argv: list[str] | None = None) -> None:
     options = {name.lower(): value for name, value in options.items()}
     if run is check:
         size = options.pop("image_height"), options.pop("image_width")
+        if any(size) != all(size):
+            raise BadInput("IMAGE_HEIGHT and IMAGE_WIDTH", "one without the other", "Give both")
         options["size"] = size if all(size) else None
     run(**options)
 

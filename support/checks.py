@@ -7,6 +7,7 @@ and validation together. A refusal names each file; a warning stands for all of 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from os.path import samefile
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +16,9 @@ from typing import Any
 from support.errors import BadInput, by_cause, counted, refuse, warn
 from support.pairs import CARVANA_NAME
 from support.preparation import Prepared
-from support.reading import Size
+from support.reading import IGNORED, Reading, Size, ceiling, read_mask
 
+KEPT = 0.5  # of a mask's foreground: with less at the network's size, it has lost too much
 CEILING = 0.95  # Dice at full size that perfect masks should be able to have
 LARGER = "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH, or CROP, say 256"
 
@@ -96,7 +98,9 @@ def refusals(folder: Prepared, smallest: int = 16) -> list[BadInput]:
             remedy = "Give NUM_CLASSES 1 for masks in black and white"
         found.append(BadInput(folder.mask_dir, f"all {len(metadata)} masks {finding}", remedy))
     elif (lost := sum(not m.scaled_foreground for m in drawn)) > len(drawn) / 2:  # predicting nothing would score 1
+        better = _size_that_keeps(_lost(folder)[0], folder.reading)
         finding = f"too thin: nothing is left of {lost} of {len(drawn)} masks at {_shown(folder.reading.size)}"
+        finding += f"; {_shown(better)} would keep the worst"
         found.append(BadInput(folder.mask_dir, finding, LARGER))
     return found
 
@@ -112,16 +116,22 @@ def refusals_together(train: Prepared, val: Prepared) -> list[BadInput]:
 
 
 def _warnings(folder: Prepared) -> Iterator[BadInput]:
-    multiclass = folder.reading.classes.multiclass
+    multiclass, size = folder.reading.classes.multiclass, folder.reading.size
     for (_, mask), m in folder.metadata.items():
         if m.foreground == 1 and not multiclass:
             yield BadInput(mask, "foreground in every pixel", "Look whether the mask is meant so")
         if m.between:
             finding = f"values between black and white in {m.between:.1%} of its pixels"
             yield BadInput(mask, finding, "They are cut at half: look whether the mask is meant so")
+    if lost := _lost(folder):
+        better = _size_that_keeps(lost[0], folder.reading)
+        finding = f"too thin: more than half of it is lost at {_shown(size)}, and would be kept at {_shown(better)}"
+        yield from (BadInput(mask, finding, LARGER) for mask in lost)
     if (score := _ceiling(folder)) < CEILING:
-        finding = f"fine detail: even perfect masks would score {score:.2f} at their own size when the network sees"
-        yield BadInput(folder.mask_dir, f"{finding} {_shown(folder.reading.size)}", LARGER)
+        twice = (2 * size[0], 2 * size[1])
+        then = f"{score:.2f} at {_shown(size)}, {_ceiling_at(twice, folder):.2f} at {_shown(twice)}, 1.00 with CROP"
+        finding = f"fine detail: even perfect masks would score at their own size no more than {then}"
+        yield BadInput(folder.mask_dir, finding, LARGER)
     if multiclass:
         scaled = {number for m in folder.metadata.values() for number, share in enumerate(m.scaled_shares) if share}
         for number in sorted({*range(folder.reading.classes.count)} - scaled):
@@ -162,6 +172,30 @@ def _cars(folder: Prepared) -> dict[str, Path]:
     return {match[1]: image for image, _ in folder.metadata if (match := CARVANA_NAME.match(image.stem))}
 
 
+def _lost(folder: Prepared) -> list[Path]:
+    """The masks that lose more than KEPT allows at the network's size, the worst first."""
+    masks = {mask: m for (_, mask), m in folder.metadata.items() if m.scaled_foreground < KEPT * m.foreground}
+    return sorted(masks, key=lambda mask: masks[mask].scaled_foreground / masks[mask].foreground)
+
+
+def _size_that_keeps(mask: Path, reading: Reading) -> Size:
+    """The smallest of the whole fractions of a mask's own size that keeps its foreground."""
+    whole = read_mask(mask, replace(reading, size=None)) % IGNORED > 0
+    for divisor in range(16, 1, -1):
+        size = whole.shape[0] // divisor, whole.shape[1] // divisor
+        if min(size) and (read_mask(mask, replace(reading, size=size)) % IGNORED > 0).mean() >= KEPT * whole.mean():
+            return size
+    return whole.shape
+
+
 def _ceiling(folder: Prepared) -> float:
     """The mean Dice at the images' own sizes of masks that are perfect at the network's size."""
     return sum(m.ceiling for m in folder.metadata.values()) / len(folder.metadata)
+
+
+def _ceiling_at(size: Size, folder: Prepared) -> float:
+    """The same at another size, of a few masks."""
+    masks = [(mask, m.size) for (_, mask), m in folder.metadata.items()][:: max(1, len(folder.metadata) // 8)]
+    sizes = [(mask, replace(folder.reading, size=tuple(map(min, size, own)))) for mask, own in masks]
+    scores = [ceiling(read_mask(mask, replace(at, size=None)), read_mask(mask, at)) for mask, at in sizes]
+    return sum(scores) / len(scores)

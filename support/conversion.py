@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from support.errors import BadInput
+from support.errors import BadInput, counted
 from support.pairs import IMAGE_SUFFIXES, MASK_ENDINGS
 from support.preparation import Prepared
 from support.reading import IGNORED, Classes, Pair, Reading, read_mask, read_values
 
 VALUES = re.compile(r"values up to|a mask in colour|a palette in colour, whose black")  # findings about one class
+LACKS = "colours that the list lacks"
 SPECIAL = dict.fromkeys(("ignore", "void", "unlabelled", "unlabeled"), IGNORED) | {"background": 0, "bg": 0}
 
 
@@ -56,9 +57,11 @@ def convert(sample: Sample, meaning: Meaning, colours: dict[int, int], one_class
     if image.suffix.lower() not in IMAGE_SUFFIXES:
         try:
             with Image.open(image) as picture:
-                picture.convert("RGB").save(new)
+                if (number := getattr(picture, "n_frames", 1)) > 1 or picture.mode == "F":
+                    raise ValueError(f"{counted(number, 'image')} of mode {picture.mode}")
+                picture.convert("I;16" if picture.mode[0] == "I" else "RGB").save(new)  # I is 16 bits of gray
         except Exception as error:  # of formats that Pillow doesn't know, and broken files
-            what = f"a {image.suffix.lower()} file, which can't be read"
+            what = f"a {image.suffix.lower()} file, which can't be read ({error})"
             raise BadInput(image, what, "Save it as JPEG or PNG") from error
         image = new
     if not isinstance(masks, list) or colours:
@@ -134,9 +137,7 @@ def _from_colours(masks: Sequence[Path], colours: dict[int, int]) -> np.ndarray:
     codes = _codes(masks[0])
     found, places = np.unique(codes, return_inverse=True)
     if not colours.keys() >= {*found.tolist()}:
-        told = _most(codes[~np.isin(codes, [*colours])], codes.size)
-        remedy = "Add a line for each, called ignore if its pixels are to be left out"
-        raise BadInput(masks[0], f"colours that the list lacks: {told}", remedy)
+        raise BadInput(masks[0], LACKS, "Add a line for each")
     return np.array([colours[code] for code in found.tolist()], np.uint8)[places].reshape(codes.shape)
 
 
@@ -149,10 +150,15 @@ def _codes(mask: Path) -> np.ndarray:
     return _code(np.moveaxis(read_values(mask, colour=True).astype(int), 2, 0))
 
 
-def _most(codes: np.ndarray, pixels: int) -> str:
-    """The commonest of some colours, with their shares of so many pixels."""
-    rows = Counter(codes.ravel().tolist()).most_common(8)
-    return ", ".join(f"{c >> 16} {c >> 8 & 255} {c & 255} ({n / pixels:.1%})" for c, n in rows)
+def common_colours(masks: Sequence[Path], known: Collection[int] = ()) -> str:
+    """The commonest colours of masks, but for those that are `known`, with their shares of the pixels."""
+    count: Counter[int] = Counter()
+    for mask in masks:
+        count.update(
+            dict(zip(*(some.tolist() for some in np.unique(_codes(mask), return_counts=True)), strict=True))
+        )
+    rows = Counter({code: number for code, number in count.items() if code not in known}).most_common(8)
+    return ", ".join(f"{c >> 16} {c >> 8 & 255} {c & 255} ({n / count.total():.1%})" for c, n in rows)
 
 
 def are_classes(values: Sequence[set[int]]) -> bool:
@@ -173,9 +179,8 @@ def classes_in(prepared: Prepared) -> Classes:
         return prepared.reading.classes
     for error in refused:
         if "colour" in error.finding:
-            codes = _codes(Path(error.subject))
             remedy = "Give --colours FILE, with a line R G B NAME for each, or images first if these are images"
-            raise BadInput(error.subject, f"in colour: {_most(codes, codes.size)}", remedy)
+            raise BadInput(error.subject, f"in colour: {common_colours([Path(error.subject)])}", remedy)
     values = []
     for _, mask in prepared.scan.pairs:
         with suppress(BadInput):  # it is among the findings

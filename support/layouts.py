@@ -99,7 +99,7 @@ def _rules(images: Sequence[str], masks: Sequence[str], scheme: str) -> list[lis
         (MASK_WORDS | _own_words(masks, images, 2), IMAGE_WORDS | _own_words(images, masks, len(images))),
     ):
         both = of_masks | of_images
-        rules.append([(_whole, _whole), (partial(_fitting, "NAME"), _in_folder)])
+        rules.append([(_with_ending, _whole), (_whole, _whole), (partial(_fitting, "NAME"), _in_folder)])
         for (image, mask), numbered in product((((), of_masks), (both, both)), (False, True)):
             rules[-1].append((partial(_without, image), partial(_without, mask, numbered=numbered)))
     return rules
@@ -130,6 +130,11 @@ def _key(name: _Name | None, flat: bool) -> tuple[str, ...] | None:
 
 def _whole(file: str) -> _Name:
     return _Name(_folders(file), _stem(file), (), _part(file))
+
+
+def _with_ending(file: str) -> _Name:
+    """An image for masks that are called 1.jpg.png."""
+    return _whole(file + ".")
 
 
 def _without(words: Collection[str], file: str, numbered: bool = False) -> _Name:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from support.annotations import load_annotations
 from support.checks import CEILING, refusals, refusals_together
-from support.conversion import Meaning, Sample, classes_in, convert, read_colours
+from support.conversion import LACKS, Meaning, Sample, classes_in, common_colours, convert, read_colours
 from support.errors import BadInput, by_cause, counted, refuse, warn
 from support.layouts import listed, match, plain_names, side, tell_apart
 from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
@@ -56,6 +56,10 @@ def make_plain(
 
     Raises BadInput with all that is wrong, a line for each cause.
     """
+    for beside in ("colours", "foreground"):
+        if getattr(meaning, beside) and (meaning.num_classes > 1 or meaning.ignore_index != IGNORED):
+            remedy = f"Leave --NUM_CLASSES and --IGNORE_INDEX out: --{beside} tells the classes"
+            raise BadInput(f"--{beside}", "given beside the numbers of classes", remedy)
     if meaning.ignore_index != IGNORED and meaning.num_classes < 2:
         raise BadInput("--IGNORE_INDEX", f"{meaning.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
     samples, bad, unused, names, ignores = _find(sources, meaning)
@@ -77,6 +81,10 @@ def make_plain(
         pairs[pair] = sample
         own = (sample.image, sample.masks[0] if isinstance(sample.masks, list) else Path(sources[-1]))
         origins |= {str(new): old for new, old in zip(pair, own, strict=True) if new != old}
+    if lacking := [Path(error.subject) for error in bad if error.finding == LACKS]:
+        told = f"lacks colours of {counted(len(lacking), 'mask')}: {common_colours(lacking, colours)}"
+        remedy = "Add a line for each, called ignore if its pixels are to be left out"
+        bad = [*(e for e in bad if e.finding != LACKS), BadInput(meaning.colours, told, remedy)]
     if not pairs:
         _tell(bad or [BadInput(sources[0], "nothing that can be used", "Give other folders or lists")], meaning)
     folders = [Path(source) for source in dict.fromkeys(sources) if Path(source).is_dir()]

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from support.errors import BadInput, counted
 
-FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")  # by content, whatever a file's ending says
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")  # by content, whatever a file's ending says
 TIFF = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")  # how such a file begins
 MAX_PIXELS = 2**28  # 16,384 squared: more in a file's header is taken for an attack on the memory
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice this
@@ -403,6 +403,8 @@ def _to_mask(decoded: _Decoded, path: str | Path, classes: Classes) -> tuple[np.
     found = np.unique(levels[used]).astype(int)
     if 1 < found[-1] < 128 or not decoded.lossy and _has_flat_areas(levels[values], found[1:-1]):
         finding = f"values up to {found[-1]}, {len(found)} in all, where background is 0 and foreground 1 or 255"
+        if decoded.lossy:
+            raise BadInput(path, f"a JPEG with {finding}", "Save it as PNG: JPEG blurs 0 and 1 into each other")
         raise BadInput(path, finding, f"{remedy}, as PNG, or give NUM_CLASSES for more classes")
     between = counts[~np.isin(levels, found[[0, -1]])].sum() / values.size
     foreground = levels >= (1 if found[-1] <= 1 else 128)

@@ -23,12 +23,26 @@ def draw(folder: Path, names: str, value: int = 255) -> list[str]:
     return [str(folder / "images"), str(folder / "masks")]
 
 
-def test_masks_that_vanish_at_the_networks_size_are_refused(tmp_path):
+def test_masks_that_vanish_at_the_networks_size_are_refused_with_one_that_keeps_them(tmp_path, capsys):
     """A network that predicts nothing would score 1 on them."""
     folders = draw(tmp_path, "abc")
-    with pytest.raises(BadInput, match="masks: too thin: nothing is left of 3 of 3 masks at 48x32. Give a larger"):
+    with pytest.raises(BadInput, match="masks: too thin: nothing is left of 3 of 3 masks at 48x32; ") as e:
         check(folders, (32, 48), "")
-    check(folders, (100, 150), "")
+    width, height = map(int, str(e.value).partition("48x32; ")[2].split()[0].split("x"))
+    check(folders, (height, width), "")
+    assert "too thin" not in capsys.readouterr().err
+
+
+def test_masks_that_lose_much_are_warned_of_in_one_line(tmp_path, capsys):
+    draw(tmp_path, "ab")
+    for name in "cde":
+        image, mask = Image.new("RGB", (300, 200), "gray"), Image.new("L", (300, 200))
+        ImageDraw.Draw(mask).rectangle((50, 50, 150, 150), 255)
+        image.save(tmp_path / f"images/{name}.png")
+        mask.save(tmp_path / f"masks/{name}.png")
+    check([str(tmp_path / "images"), str(tmp_path / "masks")], (32, 48), "")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "too thin" in line]
+    assert "lost at 48x32, and would be kept at " in line and "(and 1 like it)" in line
 
 
 def test_a_class_that_vanishes_is_named(tmp_path, capsys):

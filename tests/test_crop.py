@@ -139,4 +139,5 @@ def test_fine_detail_is_warned_of_with_what_would_serve(tmp_path, capsys):
     said = float(captured.out.partition("would score ")[2].split()[0])
     assert 0.6 < said < 0.95 and "perfect masks of 96x64 would score" in captured.out
     (line,) = [line for line in captured.err.splitlines() if "fine detail" in line]
-    assert f"{said:.2f} at their own size" in line and "CROP" in line
+    now, twice = (float(line.partition(f" at {size}")[0].split()[-1]) for size in ("96x64", "192x128"))
+    assert now == round(said, 2) < twice and "1.00 with CROP" in line

@@ -50,6 +50,7 @@ def test_every_scheme_is_found(image, mask):
         (["1.jpg", "01.jpg"], ["1.png"], {"1.jpg": ["1.png"]}),
         (["benign (1).png"], ["malignant (1)_mask.png"], {}),
         (["train_1.jpg", "test_1.jpg"], ["test_1_mask.png"], {"test_1.jpg": ["test_1_mask.png"]}),
+        (["1.jpg", "1.png"], ["1.jpg.png", "1.png.png"], {"1.jpg": ["1.jpg.png"], "1.png": ["1.png.png"]}),
         # Several masks
         (["CXR/1.png"], ["Mask/left/1.png", "Mask/right/1.png"], {"CXR/1.png": None}),
         (["a.png"], ["a_mask.png", "a_mask_1.png", "a_mask_2.png"], {"a.png": None}),

@@ -15,6 +15,7 @@ from support.conversion import are_classes, read_colours
 from support.errors import BadInput
 from support.options import ConstantParser, settle_classes
 from support.own_data import suggest_size
+from support.reading import read_image
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = (32, 48)) -> None:
@@ -135,8 +136,13 @@ def test_colours_that_the_list_lacks_are_named_with_their_share(tmp_path):
         split(tmp_path)
     colours = tmp_path / "raw/label_colors.txt"
     colours.write_text("128 128 128 Sky\n#000000 void\n")
-    with pytest.raises(BadInput, match=r"lacks: 128 64 128 \(6.5%\) \(and 5 like it\). Add a line"):
+    spot = np.array(Image.open(first := tmp_path / "raw/trainannot/0_L.png"))
+    spot[0, :8] = (1, 2, 3)
+    Image.fromarray(spot).save(first)
+    lacks = r"txt: lacks colours of 6 masks: 128 64 128 \(6.5%\), 1 2 3 \(0.1%\). Add a line"
+    with pytest.raises(BadInput, match=lacks):
         split(tmp_path, *more)
+    camvid(tmp_path / "raw")
     colours.write_text("background:128,128,128::\nroad:128,64,128::\nother:0,0,0::\n")
     masks = written(split(tmp_path, *more))
     assert {tuple(np.unique(values)) for values in masks.values()} == {(0, 1, 2)}
@@ -232,7 +238,9 @@ def test_check_says_shares_and_a_size_and_changes_nothing(tmp_path, capsys):
     "sources, words, says",
     [
         ("p", "", "raw/p: no masks for 6 images. Give two folders, IMAGES MASKS, or name masks NAME_mask"),
-        ("p m", "--colours {list} --NUM_CLASSES 2", "argument --NUM_CLASSES: not allowed with argument --colours"),
+        ("p m", "--colours {list} --NUM_CLASSES 2", "--colours: given beside the numbers of classes. Leave"),
+        ("p m", "--colours {list} --IGNORE_INDEX 9", "--colours: given beside the numbers of classes. Leave"),
+        ("p m", "--colours {list} --foreground 1", "argument --foreground: not allowed with argument --colours"),
         ("p m", "--IGNORE_INDEX 9", "--IGNORE_INDEX: 9 says nothing alone. Give --NUM_CLASSES, too"),
         ("p {coco}", "--foreground 1", "coco.json: outlines, which tell their classes themselves"),
         ("p m p m", "--val_list {val}", "--train_list or --val_list: says nothing beside four folders"),
@@ -368,3 +376,36 @@ def test_two_sides_whose_outlines_number_other_classes_are_refused(tmp_path):
     folders = [str(tmp_path / part) for part in ("t/i", "t/m", "v/i", "v/m")]
     with pytest.raises(BadInput, match="v/m: its classes are background road, those for training background car"):
         prepare_data.main(["split", *folders, "--out", str(tmp_path / "data")])
+
+
+def test_formats_that_training_does_not_read_are_made_png_and_those_of_several_images_refused(tmp_path):
+    for n in range(4):
+        values = np.random.default_rng(n).integers(0, 2**16, (32, 48), np.uint16)
+        (tmp_path / "raw/images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(tmp_path / f"raw/images/{n}.pgm")
+        mask(tmp_path / f"raw/masks/{n}.pgm", 255)
+    first = written(split(tmp_path, "--foreground", "nonzero", "--NUM_CLASSES", "1"))
+    assert {(values == 255).sum() for values in first.values()} == {100}
+    (image,) = (tmp_path / "data").glob("*_images/3.png")
+    assert (read_image(image)[..., 0] == values >> 8).all()
+    shutil.rmtree(tmp_path / "data")
+    frames = [Image.new("L", (48, 32), 99 * n) for n in range(2)]
+    frames[0].save(tmp_path / "raw/images/3.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "raw/images/3.pgm").unlink()
+    with pytest.raises(BadInput, match="3.gif: a .gif file, which can't be read .2 images"):
+        split(tmp_path)
+
+
+def test_a_jpeg_of_0_and_1_is_to_be_saved_anew(tmp_path):
+    for n in range(4):
+        draw(tmp_path / f"raw/images/{n}.png", n)
+        values = mask(tmp_path / f"raw/masks/{n}.png", 1)
+        (tmp_path / f"raw/masks/{n}.png").unlink()
+        Image.fromarray(values * 3).save(tmp_path / f"raw/masks/{n}.jpg")
+    with pytest.raises(BadInput, match="0.jpg: a JPEG with values up to .* Save it as PNG: JPEG blurs"):
+        split(tmp_path)
+
+
+def test_a_height_alone_is_no_size(tmp_path):
+    with pytest.raises(BadInput, match="IMAGE_HEIGHT and IMAGE_WIDTH: one without the other. Give both"):
+        prepare_data.main(["check", str(tmp_path), "--IMAGE_HEIGHT", "64"])
