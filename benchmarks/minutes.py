@@ -33,9 +33,11 @@ from prepare_data import sample_if_empty
 from support.device import autocast, choose_device, choose_precision
 from support.options import ConstantParser
 from support.pairs import find_pairs
-from support.pretrained import LITE0, load_pretrained
+from support.pretrained import load_pretrained
 from support.reading import Reading
 from utils import check_accuracy, count_overlap, image_scores
+
+LITE0 = "tf_efficientnet_lite0"  # the encoder of smp, too
 
 TRAIN_IMG_DIR = "data/train_images/"  # images to train on
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks
