@@ -17,7 +17,6 @@ from support.preparation import Prepared
 from support.reading import IGNORED, Classes, Pair, Reading, read_mask, read_values
 
 VALUES = re.compile(r"values up to|a mask in colour|a palette in colour, whose black")  # findings about one class
-LACKS = "colours that the list lacks"
 SPECIAL = dict.fromkeys(("ignore", "void", "unlabelled", "unlabeled"), IGNORED) | {"background": 0, "bg": 0}
 
 
@@ -40,6 +39,19 @@ class Meaning:
     val_list: str = _option("", "file with the names of images for validation")
     list: str = _option("", "file to write all findings to")
     skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for what contradicts itself."""
+        for name in ("colours", "foreground"):
+            if getattr(self, name) and (self.num_classes > 1 or self.ignore_index != IGNORED):
+                remedy = f"Leave --NUM_CLASSES and --IGNORE_INDEX out: --{name} tells the classes"
+                raise BadInput(f"--{name}", "given beside the numbers of classes", remedy)
+        if self.ignore_index != IGNORED and self.num_classes < 2:
+            raise BadInput("--IGNORE_INDEX", f"{self.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
+
+
+class MissingColours(BadInput):
+    """A mask with colours that the list of them lacks."""
 
 
 class Sample(NamedTuple):
@@ -137,7 +149,7 @@ def _from_colours(masks: Sequence[Path], colours: dict[int, int]) -> np.ndarray:
     codes = _codes(masks[0])
     found, places = np.unique(codes, return_inverse=True)
     if not colours.keys() >= {*found.tolist()}:
-        raise BadInput(masks[0], LACKS, "Add a line for each")
+        raise MissingColours(masks[0])
     return np.array([colours[code] for code in found.tolist()], np.uint8)[places].reshape(codes.shape)
 
 

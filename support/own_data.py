@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from support.annotations import load_annotations
 from support.checks import CEILING, refusals, refusals_together
-from support.conversion import LACKS, Meaning, Sample, classes_in, common_colours, convert, read_colours
+from support.conversion import Meaning, MissingColours, Sample, classes_in, common_colours, convert, read_colours
 from support.errors import BadInput, by_cause, counted, refuse, warn
 from support.layouts import listed, match, plain_names, side, tell_apart
 from support.pairs import IMAGE_SUFFIXES, MASK_FILES, Scan, list_folder
@@ -56,12 +56,6 @@ def make_plain(
 
     Raises BadInput with all that is wrong, a line for each cause.
     """
-    for beside in ("colours", "foreground"):
-        if getattr(meaning, beside) and (meaning.num_classes > 1 or meaning.ignore_index != IGNORED):
-            remedy = f"Leave --NUM_CLASSES and --IGNORE_INDEX out: --{beside} tells the classes"
-            raise BadInput(f"--{beside}", "given beside the numbers of classes", remedy)
-    if meaning.ignore_index != IGNORED and meaning.num_classes < 2:
-        raise BadInput("--IGNORE_INDEX", f"{meaning.ignore_index} says nothing alone", "Give --NUM_CLASSES, too")
     samples, bad, unused, names, ignores = _find(sources, meaning)
     colours: dict[int, int] = {}
     if meaning.colours:
@@ -70,21 +64,12 @@ def make_plain(
     classes = Classes(1 if meaning.foreground else meaning.num_classes or 1)
     if len(names) > 2 or ignores:
         classes = Classes(max(2, len(names)))
-    pairs: dict[Pair, Sample] = {}
+    pairs, refused = _convert(samples, meaning, colours, not classes.multiclass, scratch)
+    bad += refused
     origins: dict[str, Path] = {}
-    for sample in tqdm(samples, "converting", delay=1):
-        try:
-            pair = convert(sample, meaning, colours, not classes.multiclass, scratch)
-        except BadInput as error:
-            bad.append(error)
-            continue
-        pairs[pair] = sample
+    for pair, sample in pairs.items():
         own = (sample.image, sample.masks[0] if isinstance(sample.masks, list) else Path(sources[-1]))
         origins |= {str(new): old for new, old in zip(pair, own, strict=True) if new != old}
-    if lacking := [Path(error.subject) for error in bad if error.finding == LACKS]:
-        told = f"lacks colours of {counted(len(lacking), 'mask')}: {common_colours(lacking, colours)}"
-        remedy = "Add a line for each, called ignore if its pixels are to be left out"
-        bad = [*(e for e in bad if e.finding != LACKS), BadInput(meaning.colours, told, remedy)]
     if not pairs:
         _tell(bad or [BadInput(sources[0], "nothing that can be used", "Give other folders or lists")], meaning)
     folders = [Path(source) for source in dict.fromkeys(sources) if Path(source).is_dir()]
@@ -107,6 +92,27 @@ def make_plain(
             crop = 0 if area else min(CROP, max(map(max, sizes)) // 16 * 16)
             prepared = read(replace(reading, size=suggest_size(sizes, area) if area else None))
     return _without_bad(Plain(pairs, prepared, names, origins, crop), bad, meaning)
+
+
+def _convert(
+    samples: Sequence[Sample], meaning: Meaning, colours: dict[int, int], one_class: bool, scratch: Path
+) -> tuple[dict[Pair, Sample], list[BadInput]]:
+    """The samples by their files as train.py reads them, and what is wrong with the others."""
+    pairs: dict[Pair, Sample] = {}
+    bad: list[BadInput] = []
+    lacking: list[Path] = []
+    for sample in tqdm(samples, "converting", delay=1):
+        try:
+            pairs[convert(sample, meaning, colours, one_class, scratch)] = sample
+        except MissingColours as error:
+            lacking.append(Path(error.subject))
+        except BadInput as error:
+            bad.append(error)
+    if lacking:
+        told = f"lacks colours of {counted(len(lacking), 'mask')}: {common_colours(lacking, colours)}"
+        remedy = "Add a line for each, called ignore if its pixels are to be left out"
+        bad.append(BadInput(meaning.colours, told, remedy))
+    return pairs, bad
 
 
 def _without_bad(plain: Plain, bad: list[BadInput], meaning: Meaning) -> Plain:
