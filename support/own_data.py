@@ -196,9 +196,10 @@ def _find_side(root: Path, mask_root: Path, meaning: Meaning) -> Found:
         print(f"masks are drawn from the outlines in {mask_root}")
     else:
         pairs, bad, unused = _pair(root, images, mask_root, masks, meaning)
-    # A side of which no image has a mask is there to be predicted.
-    parts = {"", *(sides[image] for image in pairs)}
-    bad = [bad[image] for image in images if image in bad and (sides[image] in parts or not pairs)]
+    parts = {"", *(sides[image] for image in pairs)} if pairs else {*sides.values()}
+    if to_predict := [image for image in images if sides[image] not in parts]:
+        print(f"left out: {counted(len(to_predict), 'image')} of a side without masks, as {root / to_predict[0]}")
+    bad = [bad[image] for image in images if image in bad and sides[image] in parts]
     sides = _settle({image: sides[image] for image in pairs})
     plain = plain_names(sides)
     samples = [Sample(plain[image], root / image, pairs[image], part) for image, part in sides.items()]
@@ -236,10 +237,9 @@ def _pair(
         print(f"{counted(several, 'image')} with several masks, which are united")
     remedy = "Add it, or say how masks are called with --mask_name"
     bad = {image: BadInput(root / image, f"no mask in {mask_root}", remedy) for image in found.unpaired}
-    remedy = "Keep one of them, or say which with --mask_name, such as NAME_mask"
+    remedy = "Keep one of them, give the folder of one kind, or say which with --mask_name, such as NAME_mask"
     for image, some in found.clashes.items():
-        names = " and ".join(os.path.basename(mask) for mask in some[:2])
-        bad[image] = BadInput(root / image, f"two masks, {names}", remedy)
+        bad[image] = BadInput(root / image, f"two masks, {' and '.join(some[:2])}", remedy)
     pairs = {image: [mask_root / mask for mask in some] for image, some in found.pairs.items()}
     return pairs, bad, [mask_root / mask for mask in found.unused]
 
