@@ -198,10 +198,14 @@ class Predictor:
 
 
 def score_images(
-    pairs: Sequence[tuple[Path, Path]], model: nn.Module, reading: Reading, precision: torch.dtype
+    pairs: Sequence[tuple[Path, Path]],
+    model: nn.Module,
+    reading: Reading,
+    precision: torch.dtype,
+    batch_size: int = 8,
 ) -> Scores:
     """Scores of a network that sees images by this `reading`, on images and their true masks at their own sizes."""
-    predictor = Predictor(model, reading, precision)
+    predictor = Predictor(model, reading, precision, batch_size=batch_size)
     items = tqdm(predictor.predict(pairs), "scoring at full size", len(pairs), delay=1, unit=" images")
     with evaluating(model):
         counts = [item.counts for item in items]
@@ -265,6 +269,9 @@ def main(argv: list[str] | None = None) -> None:
     paths = options.CHECKPOINT if isinstance(options.CHECKPOINT, list) else [options.CHECKPOINT]
     networks = load_networks(paths, choose_device(options.DEVICE), options.IMAGE_HEIGHT, options.IMAGE_WIDTH)
     predictor = Predictor(*networks, options.VIEWS, batch_size=options.BATCH_SIZE, kinds=[*pictures, *tables])
+    if videos and predictor.reading.channels not in (1, 3):
+        finding = f"in colour, where the network takes {predictor.reading.channels} channels"
+        raise BadInput(videos[0], finding, "Give another --CHECKPOINT")
     classes = predictor.reading.classes
     for name, given in (("SUBMISSION", options.SUBMISSION), ("THRESHOLD", options.THRESHOLD != THRESHOLD)):
         if given and classes.multiclass:

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import CarvanaDataset, make_transforms
+from dataset import make_transforms
 from losses import BCEDiceLoss, CEDiceLoss, as_targets
 from model import UNET, to_float
 from predict import score_images
 from prepare_data import sample_if_empty
-from support.budget import settle
+from support.budget import batch_at_once, num_levels, settle_length, settle_network
 from support.checkpoint import CheckpointWriter, load_checkpoint, read_checkpoint, start_from, trained_size
 from support.checks import check_run, crops_per_image
 from support.device import (
@@ -56,6 +56,7 @@ from utils import (
     Scores,
     check_accuracy,
     choose_images,
+    evaluating,
     get_loaders,
     image_scores,
     save_predictions_as_imgs,
@@ -112,7 +113,6 @@ def make_model(
     options: Namespace,
     group: Group,
     precision: torch.dtype,
-    batch_size: int,
     state: dict[str, Any] | None = None,
     start: dict[str, Any] | None = None,
 ) -> tuple[UNET, nn.Module]:
@@ -138,12 +138,12 @@ def make_model(
     smallest = 2 ** len(options.FEATURES)
     train_model = group.wrap(model, torch.zeros(1, options.IN_CHANNELS, smallest, smallest), options.SYNC_BATCHNORM)
     if group.device.type == "cpu" and group.world_size == 1:  # torchrun divides the cores
-        size, batch = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH), min(4, batch_size)
+        size, batch = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH), min(4, options.BATCH_SIZE)
         torch.set_num_threads(choose_num_threads(options.NUM_THREADS, model, precision, size, batch))
     if options.COMPILE:  # for each size anew: code for any size gives up the layout of convolutions
         # CUDA graphs spare a small batch its kernel launches. Their next run overwrites what the last one returned,
         # so they are not for batches in parts or for gradients of several processes.
-        graphs = batch_size <= 8 and options.ACCUMULATION_STEPS == 1 and group.world_size == 1
+        graphs = options.BATCH_SIZE <= 8 and options.ACCUMULATION_STEPS == 1 and group.world_size == 1
         mode = "reduce-overhead" if graphs and group.device.type == "cuda" else None
         train_model = torch.compile(train_model, dynamic=False, mode=mode)
     return model, train_model
@@ -214,7 +214,7 @@ def train_fn(
     if it returns True, no time is left for another step.
     """
     device = next(model.parameters()).device
-    total = torch.zeros((), device=device)
+    total, step = torch.zeros((), device=device), first_step
     loop = tqdm(loader, initial=first_step, disable=not show_bar)
     for step, (images, masks) in enumerate(loop, start=first_step + 1):
         images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
@@ -243,7 +243,7 @@ def train_fn(
             loop.set_postfix(loss=total.item() / (step - first_step))
         if over:
             break
-    return total.item() / max(1, len(loop) - first_step)
+    return total.item() / max(1, step - first_step)
 
 
 def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader, dict[str, Any]]:
@@ -259,9 +259,8 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
 
     def inspect() -> tuple[dict[str, Any], bool, int]:
         train, val = (prepare(*pair, reading, options.CACHE_DIR) for pair in (folders[:2], folders[2:]))
-        batch_size = min_batch_size if options.BATCH_SIZE == "auto" else options.BATCH_SIZE
-        levels = 4 + bool(options.ENCODER) if options.FEATURES == "auto" else len(options.FEATURES)
-        images = check_run(train, val, levels, batch_size, options.CROP)
+        at_once = min_batch_size if options.BATCH_SIZE == "auto" else batch_at_once(options, group)
+        images = check_run(train, val, num_levels(options), at_once, options.CROP)
         return images, bool(train.records and val.records), crops_per_image(train, options.CROP)
 
     images, cached, crops = group.broadcast(inspect)
@@ -285,6 +284,7 @@ def load_data(options: Namespace, group: Group) -> tuple[DataLoader, DataLoader,
         )
     for folder, loader in zip(folders[::2], loaders, strict=True):
         group.require_same_files(folder, loader.dataset.images)
+    options.BATCH_SIZE = loaders[0].batch_sampler.batch_size
     return *loaders, images
 
 
@@ -334,10 +334,12 @@ def show_epoch(
 
 
 def score_at_full_size(
-    run: Run, model: nn.Module, size: Size, dataset: CarvanaDataset, precision: torch.dtype, which: str
+    run: Run, model: nn.Module, size: Size, loader: DataLoader, precision: torch.dtype, which: str
 ) -> None:
     """Print and save how a network that sees images of `size` scores on validation images of their own sizes."""
-    scores = score_images(dataset.pairs, model, replace(dataset.reading, size=size), precision)
+    dataset = loader.dataset
+    reading = replace(dataset.reading, size=size)
+    scores = score_images(dataset.pairs, model, reading, precision, loader.batch_size)
     print(describe_scores(scores, f"{which}, {counted(len(dataset), 'image')} at their own sizes"))
     save_scores(image_scores(scores.counts), dataset.images, writable_folder(run.images_dir / "full_size"))
 
@@ -349,11 +351,22 @@ def load_best(run: Run, model: nn.Module) -> Size:
     return trained_size(best)
 
 
-def seconds_at_full_size(model: nn.Module, dataset: CarvanaDataset, precision: torch.dtype) -> float:
+def seconds_at_full_size(model: nn.Module, loader: DataLoader, precision: torch.dtype) -> float:
     """What `score_at_full_size` will take, judged by a few images."""
-    some, began = dataset.pairs[:4], time.monotonic()
-    score_images(some, model, dataset.reading, precision)
+    dataset, began = loader.dataset, time.monotonic()
+    some = dataset.pairs[:4]
+    score_images(some, model, dataset.reading, precision, loader.batch_size)
     return (time.monotonic() - began) / len(some) * len(dataset)
+
+
+def seconds_to_validate(network: nn.Module, loader: DataLoader, drawn: int, precision: torch.dtype) -> float:
+    """What a validation will take that draws so many images, judged by a few images."""
+    device, some = next(network.parameters()).device, range(min(4, len(loader.dataset)))
+    began = time.monotonic()
+    with evaluating(network), autocast(device, precision):
+        for index in some:
+            network(loader.dataset[index][0].unsqueeze(0).to(device)).cpu()
+    return (time.monotonic() - began) / len(some) * (len(loader.sampler) + drawn)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -367,11 +380,11 @@ def main(argv: list[str] | None = None) -> None:
     writer = CheckpointWriter(Path(options.OUT_DIR), writes=group.is_main)
     state = group.broadcast(lambda: writer.saved_state(options.LOAD_MODEL, group.run_id))
     start = read_checkpoint(options.START_FROM) if options.START_FROM and not state else None
+    settle_network(options, state, start)
 
     train_loader, val_loader, images = load_data(options, group)
-    batch_size, val_set = train_loader.batch_sampler.batch_size, val_loader.dataset
-    settle(options, state, start, group, precision, batch_size, len(train_loader))
-    model, train_model = make_model(options, group, precision, batch_size, state, start)
+    settle_length(options, state, group, precision, len(train_loader))
+    model, train_model = make_model(options, group, precision, state, start)
     loss_fn = CEDiceLoss() if options.NUM_CLASSES > 1 else BCEDiceLoss()
     optimizer = make_optimizer(model, options.LEARNING_RATE)
     scaler = torch.amp.GradScaler(group.device.type, enabled=precision == torch.float16)
@@ -379,11 +392,14 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(writer, vars(options), train_loader, model, optimizer, scaler, warmup_cosine, metadata, group)
     run.begin(state)
     at_full_size = options.FULL_SIZE_SCORES and group.is_main and not options.CROP  # which validates at full size
-    if options.TIME_LIMIT and at_full_size:
-        run.clock.at_end = seconds_at_full_size(model, val_set, precision)
+    if options.TIME_LIMIT:
+        network = validation_network(model, run, options.CROP)
+        run.clock.reserve_for(seconds_to_validate(network, val_loader, options.NUM_SAVED_IMAGES, precision))
+        run.clock.at_end = seconds_at_full_size(model, val_loader, precision) if at_full_size else 0.0
     print(describe(options, train_loader, val_loader, group, precision))
 
-    with explain_limits(f"batches of {batch_size} images of {options.IMAGE_WIDTH}x{options.IMAGE_HEIGHT}"), run:
+    work = f"batches of {options.BATCH_SIZE} images of {options.IMAGE_WIDTH}x{options.IMAGE_HEIGHT}"
+    with explain_limits(work), run:
         while not run.limit:
             print(f"epoch {run.epoch + 1}" + ("" if math.isinf(run.num_epochs) else f" of {run.num_epochs}"))
             train_fn(
@@ -394,7 +410,7 @@ def main(argv: list[str] | None = None) -> None:
                 scaler,
                 precision=precision,
                 accumulation_steps=options.ACCUMULATION_STEPS,
-                mean_batch_size=group.mean_batch_size(batch_size),
+                mean_batch_size=group.mean_batch_size(options.BATCH_SIZE),
                 first_step=run.step,
                 half_size=lambda: run.progress < options.PROGRESSIVE_RESIZING,
                 after_step=run.after_step,
@@ -408,10 +424,10 @@ def main(argv: list[str] | None = None) -> None:
             if group.is_main:
                 show_epoch(run, scores, val_loader, network, options.NUM_SAVED_IMAGES, precision)
                 if options.FULL_SIZE_EVERY and not options.CROP and (run.epoch + 1) % options.FULL_SIZE_EVERY == 0:
-                    score_at_full_size(run, model, run.image_size, val_set, precision, f"epoch {run.epoch + 1}")
+                    score_at_full_size(run, model, run.image_size, val_loader, precision, f"epoch {run.epoch + 1}")
             run.finish_epoch(scores["dice"])
     if at_full_size and run.writer.best.exists():
-        score_at_full_size(run, model, load_best(run, model), val_set, precision, "best checkpoint")
+        score_at_full_size(run, model, load_best(run, model), val_loader, precision, "best checkpoint")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """What fits into the time: how wide a network, how many epochs, and how much of a run is done."""
 
 import math
+import os
 import time
 from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from model import UNET
 from support.checkpoint import model_arguments
-from support.device import time_step
+from support.device import choose_memory_format, time_step
 from support.distributed import Group
 from support.reading import Size
 
-BEGAN = time.monotonic()  # of the command, but for the interpreter's start
 STEPS = 1500  # of a run without a limit
 ENOUGH_STEPS = 3000  # before a wider network is worth its time (the table of widths in benchmarks/RESULTS.md)
 ENCODER_FEATURES = [8, 16, 32, 64, 128]  # with an encoder, most of which halve the image five times
@@ -21,51 +23,91 @@ WIDTHS = (8, 16, 32, 64)  # channels of the first of four levels; each next leve
 HALF_SIZE_WORK = 0.35  # of a step at half the height and width: a quarter of the pixels, and what each step costs
 
 
+def _process_age() -> float:
+    """Seconds since this process was started, where the system tells; 0 for one that has been there long before,
+    as a notebook's."""
+    age = 0.0
+    with suppress(OSError, ValueError, AttributeError, IndexError):
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return age if 0 < age < 60 else 0.0
+
+
+BEGAN = time.monotonic() - _process_age()  # of the command
+
+
 def choose_features(
-    device: torch.device, precision: torch.dtype, size: Size, batch: int, seconds: float
+    device: torch.device,
+    precision: torch.dtype,
+    size: Size,
+    channels: int,
+    batch: int,
+    accumulation_steps: int,
+    seconds: float,
 ) -> list[int]:
     """Channels of each level. Without a limit (0 seconds) a CPU gets an eighth of the paper's, and a GPU all of
-    them; otherwise the widest network that does ENOUGH_STEPS in these seconds, judged by a few steps of each."""
+    them; otherwise the widest network that does ENOUGH_STEPS in these seconds, judged by a few steps of each with a
+    `batch` that is computed at once."""
     chosen = WIDTHS[0] if seconds or device.type == "cpu" else WIDTHS[-1]
     for width in WIDTHS if seconds else ():
-        model = UNET(features=[width * 2**level for level in range(4)]).to(device)
-        if ENOUGH_STEPS * time_step(model, precision, size, batch) > seconds:
+        model = UNET(channels, features=[width * 2**level for level in range(4)])
+        try:
+            model.to(device, memory_format=choose_memory_format(device, precision))
+            each = accumulation_steps * time_step(model, precision, size, batch)
+        except RuntimeError:  # out of memory, which a narrower network wasn't
+            if width == WIDTHS[0]:
+                raise
+            break
+        if ENOUGH_STEPS * each > seconds:
             break
         chosen = width
     return [chosen * 2**level for level in range(4)]
 
 
-def settle(
-    options: Namespace,
-    state: dict[str, Any] | None,
-    start: dict[str, Any] | None,
-    group: Group,
-    precision: torch.dtype,
-    batch: int,
-    steps: int,
-) -> None:
-    """Give FEATURES and NUM_EPOCHS their values if they are "auto": those of the `state` that is resumed or of the
-    checkpoint to `start` from, or what suits `steps` an epoch of `batch` images and the time that is left.
-    With CROP, squares of so many pixels are what the network sees; they are trained at full scale, and so is
-    anything whose half is too small."""
-    if start and not options.ENCODER:
-        options.ENCODER = start.get("model", {}).get("encoder", "")
-    if options.CROP:
-        options.IMAGE_HEIGHT = options.IMAGE_WIDTH = options.CROP
-    size = options.IMAGE_HEIGHT, options.IMAGE_WIDTH
-    if options.FEATURES == "auto" and (known := state or start):
+def settle_network(options: Namespace, state: dict[str, Any] | None, start: dict[str, Any] | None) -> None:
+    """Give ENCODER, FEATURES and BATCH_SIZE, before any image is read, the values that the `state` to resume or the
+    checkpoint to `start` from has for them, if none are given. With CROP, squares of so many pixels are what the
+    network sees."""
+    known = state or start or {}
+    options.ENCODER = options.ENCODER or known.get("model", {}).get("encoder") or ""
+    if options.FEATURES == "auto" and known:
         options.FEATURES = model_arguments(known, options.START_FROM if start else "LOAD_MODEL")["features"]
     elif options.FEATURES == "auto" and options.ENCODER:
         options.FEATURES = ENCODER_FEATURES
-    elif options.FEATURES == "auto":
+    if options.BATCH_SIZE == "auto" and state:
+        options.BATCH_SIZE = state.get("constants", {}).get("BATCH_SIZE", "auto")
+    if options.CROP:
+        options.IMAGE_HEIGHT = options.IMAGE_WIDTH = options.CROP
+
+
+def settle_length(
+    options: Namespace, state: dict[str, Any] | None, group: Group, precision: torch.dtype, steps: int
+) -> None:
+    """Give FEATURES and NUM_EPOCHS, if they are still "auto", what suits the time left and `steps` an epoch.
+    Squares of CROP are trained at full scale, and so is anything whose half leaves BatchNorm a single pixel."""
+    size, levels = (options.IMAGE_HEIGHT, options.IMAGE_WIDTH), num_levels(options)
+    batch = batch_at_once(options, group)
+    if options.CROP or batch * math.prod(side // 2 // 2**levels for side in size) < 2:
+        options.PROGRESSIVE_RESIZING = 0.0
+    if options.FEATURES == "auto":
         seconds = options.TIME_LIMIT * 60 and max(1.0, options.TIME_LIMIT * 60 - (time.monotonic() - BEGAN))
         seconds /= 1 - (1 - HALF_SIZE_WORK) * options.PROGRESSIVE_RESIZING  # of steps at full size
-        options.FEATURES = group.broadcast(lambda: choose_features(group.device, precision, size, batch, seconds))
+        shape = size, options.IN_CHANNELS, batch, options.ACCUMULATION_STEPS
+        options.FEATURES = group.broadcast(lambda: choose_features(group.device, precision, *shape, seconds))
     if options.NUM_EPOCHS == "auto":
-        saved = (state or {}).get("constants", {}).get("NUM_EPOCHS")
-        options.NUM_EPOCHS = math.inf if options.TIME_LIMIT else saved or max(3, round(STEPS / steps))
-    if options.CROP or min(size) < 2 * 2 ** len(options.FEATURES):
-        options.PROGRESSIVE_RESIZING = 0.0
+        saved = (state or {}).get("constants", {}).get("NUM_EPOCHS", math.inf)
+        by_steps = max(3, round(STEPS / steps)) if math.isinf(saved) else saved  # it had a TIME_LIMIT
+        options.NUM_EPOCHS = math.inf if options.TIME_LIMIT else by_steps
+
+
+def num_levels(options: Namespace) -> int:
+    """How often the network halves an image."""
+    return 4 if options.FEATURES == "auto" else len(options.FEATURES)
+
+
+def batch_at_once(options: Namespace, group: Group) -> int:
+    """How many images of a step, at the least, a process computes at once."""
+    return max(1, options.BATCH_SIZE // group.world_size // options.ACCUMULATION_STEPS)
 
 
 def work_curve(half_share: float) -> tuple[list[float], list[float]]:
@@ -96,6 +138,10 @@ class Clock:
         if self.seconds:
             share = group.broadcast(lambda: self.elapsed / max(1e-9, self.seconds - self.reserve - self.at_end))
             self.share = min(1.0, max(self.share, share))
+
+    def reserve_for(self, seconds: float) -> None:
+        """Note how long a validation is likely to take, before one has been timed."""
+        self.reserve = max(self.reserve, seconds)
 
     def end_validation(self) -> None:
         """Note how long a validation took: the last one has to fit in, too."""

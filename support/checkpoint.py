@@ -80,9 +80,11 @@ class CheckpointWriter:
     def _write(self, data: memoryview, is_best: bool) -> None:
         if self.latest.exists():
             _place_copy(self.latest, self.previous)
-        _write(data, self.latest)
-        if is_best:
-            _place_copy(self.latest, self.best)
+        if is_best:  # first, since the latest knows the Dice that the best one has
+            _write(data, self.best)
+            _place_copy(self.best, self.latest)
+        else:
+            _write(data, self.latest)
 
     def wait(self) -> None:
         """Return when the last save is on the disk. Raises BadInput where it could not be written."""
@@ -106,6 +108,8 @@ class CheckpointWriter:
         try:
             state = read_checkpoint(self.latest)
         except BadInput as error:
+            if not load_model:  # another run's, or what torchrun is to begin anew after
+                return None
             if isinstance(error, NewerFormat) or not self.previous.exists():
                 raise
             state = read_checkpoint(self.previous)

@@ -23,12 +23,12 @@ CEILING = 0.95  # Dice at full size that perfect masks should be able to have
 LARGER = "Give a larger IMAGE_HEIGHT and IMAGE_WIDTH, or CROP, say 256"
 
 
-def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop: int = 0) -> dict[str, Any]:
+def check_run(train: Prepared, val: Prepared, levels: int, at_once: int, crop: int = 0) -> dict[str, Any]:
     """Print what both folders hold, warn of what may be wrong, and return what a checkpoint tells of the images:
     their counts, and a digest of all of them. Raises BadInput with all that is wrong.
 
-    A network halves an image once for each of its `levels`, so they say how small it may be; with `crop`, it is
-    squares of so many pixels that it sees.
+    A network halves an image once for each of its `levels`, so they say how small it may be, for a process that
+    computes so many images `at_once`; with `crop`, it is squares of so many pixels that it sees.
     """
     if samefile(train.image_dir, val.image_dir):
         finding = "the folder of the training images, too"
@@ -38,7 +38,7 @@ def check_run(train: Prepared, val: Prepared, levels: int, batch_size: int, crop
     largest = max(max(m.size) for m in train.metadata.values())
     if crop > largest:
         raise BadInput("CROP", f"{crop}, where the largest image has {largest} pixels", "Give less")
-    if min(len(train.metadata), batch_size) * math.prod(side // smallest for side in size) < 2:
+    if min(len(train.metadata), at_once) * math.prod(side // smallest for side in size) < 2:
         finding = f"{size[0]} and {size[1]}, of which {levels} levels leave BatchNorm a single pixel or none"
         names = "CROP" if crop else "IMAGE_HEIGHT and IMAGE_WIDTH"
         raise BadInput(names, finding, f"Give {2 * smallest} or more, or fewer FEATURES")

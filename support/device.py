@@ -34,6 +34,8 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cuda", "mps", "cpu"):
+            raise NotImplementedError("not cuda, mps or cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         finding = f"not available here ({str(error).splitlines()[0]})"
@@ -45,7 +47,9 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The type to compute in. "auto" is float16 on CUDA, and bfloat16 on a CPU that is faster with it."""
     fits = {"float32": torch.float32, "auto": torch.float32}
     if device.type == "cuda":
-        fits |= {"float16": torch.float16, "bfloat16": torch.bfloat16, "auto": torch.float16}
+        fits |= {"float16": torch.float16, "auto": torch.float16}
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            fits["bfloat16"] = torch.bfloat16
     elif device.type == "cpu" and _cpu_can("avx512_bf16"):
         fits["bfloat16"] = torch.bfloat16
         # AMX multiplies bfloat16 many times faster than float32, and AMD's AVX512 twice as fast. Intel's AVX512

@@ -103,7 +103,7 @@ class Group:
         if self.world_size == 1:
             return model
         if sync_batchnorm and self.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+            synchronize_batchnorm(model)
         wrapped = DistributedDataParallel(model)
         # After its first backward pass DDP orders the gradients anew, which changes the rounding of three and more
         # processes. Here that pass is over before the first step, be it a run's first or one after an interruption.
@@ -115,6 +115,13 @@ class Group:
         """The mean number of images that the processes have of a batch; None for one process. Losses are divided by
         it, so that the mean of the gradients is one over images even if shards differ by one."""
         return None if self.world_size == 1 else batch_size / self.world_size
+
+
+def synchronize_batchnorm(model: nn.Module) -> None:
+    """Make all of a model's BatchNorm synchronize, in place."""
+    from timm.layers import convert_sync_batchnorm  # PyTorch's would lose the activations that timm's BatchNorm has
+
+    convert_sync_batchnorm(model)
 
 
 ALONE = Group()

@@ -126,7 +126,8 @@ def run_script(main: Callable[[], None]) -> None:
             stream.write, stream.flush = (_end_with_reader(stream, f) for f in (stream.write, stream.flush))
     exit_on_sigterm()
     try:
-        main()
+        with explain_limits("this machine"):
+            main()
     except BadInput as error:
         print(error, file=sys.stderr)
         sys.exit(2)

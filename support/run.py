@@ -65,6 +65,7 @@ class Run:
         self.epoch = self.step = 0
         self.losses = torch.zeros(len(self.batches), device=group.device)  # of the epoch's steps
         self.best_dice = -1.0
+        self.half_size = False  # whether the last step was at half the height and width, in progressive resizing
         self.full_size_dice: list[float] = []  # of each epoch that PATIENCE counts
         self.signal, self.save_soon = 0, False  # what this process was asked for
         self.last_save = time.monotonic()
@@ -88,11 +89,6 @@ class Run:
     def work(self) -> float:
         """The fraction of the run's work that is done."""
         return float(np.interp(self.progress, *self.work_curve))
-
-    @property
-    def half_size(self) -> bool:
-        """Whether the network has seen nothing but half the height and width so far, in progressive resizing."""
-        return 0 < self.progress <= self.half_share
 
     @property
     def image_size(self) -> Size:
@@ -158,10 +154,11 @@ class Run:
             print(f"{name}: going on after {counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}")
             if self.limit:
                 print(f"{self.limit} is reached: give a larger one to train on")
-        elif state:
+            return
+        if state:
             load_checkpoint(state, self.model, name=name)
             print(f"{name}: weights alone, with which a new run begins")
-        elif self.group.is_main:
+        if self.group.is_main:
             results = ["*_checkpoint.pth.tar", "saved_images/[!.]*", "runs/*/events.*"]
             if archive := archive_results(self.writer.latest.parent, results):
                 print(f"the results of the run before are now in {archive}")
@@ -173,7 +170,8 @@ class Run:
             warn(name, "the images have changed since it was written", "The run goes on with the new ones")
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.best_dice = state["epoch"], state["best_dice"]
+        self.epoch, self.half_size = state["epoch"], state.get("half_size", False)
+        self.best_dice = state["best_dice"] if self.group.broadcast(self.writer.best.exists) else -1.0
         self.full_size_dice = list(state.get("full_size_dice", []))
         # The same fraction of the epoch is done, if it has another number of steps now.
         self.step = round(state["step"] * len(self.batches) / state.get("steps_per_epoch", len(self.batches)))
@@ -200,6 +198,7 @@ class Run:
     def after_step(self, loss: Tensor) -> bool:
         """Count the step and set the next one's learning rate; every so many, and whenever something is asked for,
         look at the losses and save. Returns whether the run's time is over."""
+        self.half_size = self.progress < self.half_share
         self.losses[self.step] = loss
         self.step += 1
         self.clock.look(self.group)

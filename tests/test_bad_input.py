@@ -369,6 +369,7 @@ CASES = [
     OK(50, "one image", lambda w: keep(w, 1), "1 training image,"),
     OK(50, "a last batch of one", adding(lambda w: keep(w, 3), "--BATCH_SIZE", "2"), "batches of 2\n.* 1 step;"),
     E(50, "one pixel", adding(lambda w: keep(w, 1), "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "7"), "BatchNorm"),
+    flags("E", 50, "--IMAGE_HEIGHT 4 --IMAGE_WIDTH 4 --BATCH_SIZE 2 --ACCUMULATION_STEPS 2", "BatchNorm"),
     flags("OK", 51, "--BATCH_SIZE 16 --MIN_STEPS 1", "batches of 4\n.* 1 step;"),
     # Constants
     *(flags("E", 53, f"--LEARNING_RATE {value}", "LEARNING_RATE: ") for value in ("0", "-1", "nan", "inf")),

@@ -21,6 +21,7 @@ from torch import nn
 import train
 from model import UNET, Encoder
 from support.checkpoint import read_checkpoint
+from support.distributed import synchronize_batchnorm
 from support.errors import BadInput
 from support.networks import load_network
 from support.pretrained import load_pretrained
@@ -182,3 +183,26 @@ def test_another_runs_weights_are_a_start(folders, tmp_path, capsys):
         train.main([*folders, "--START_FROM", "nowhere.pth.tar", "--OUT_DIR", str(tmp_path / "third")])
     start.unlink()  # a resumed run has its own weights
     train.main([*begun, "--NUM_CLASSES", "2", "--OUT_DIR", str(tmp_path / "second"), "--LOAD_MODEL"])
+
+
+def test_a_run_that_began_with_another_runs_encoder_is_resumed_by_its_own_command(folders, tmp_path, capsys):
+    words = [*folders[:8], *SIZE, *folders[8:12], "--NUM_THREADS", "1"]
+    train.main([*words, "--ENCODER", LITE0, "--NUM_EPOCHS", "1", "--OUT_DIR", str(tmp_path / "first")])
+    start = ["--START_FROM", str(tmp_path / "first/my_checkpoint.pth.tar"), "--FEATURES", "auto"]
+    train.main([*words, *start, "--NUM_EPOCHS", "1", "--OUT_DIR", str(tmp_path / "second")])
+    train.main([*words, *start, "--NUM_EPOCHS", "2", "--OUT_DIR", str(tmp_path / "second"), "--LOAD_MODEL"])
+    assert capsys.readouterr().out.count("batches of 4\n") == 3  # with an encoder, known before data are read
+    with pytest.raises(BadInput, match="4 and 4, .*5 levels.*Give 64 or more"):
+        train.main(
+            [*words, *start, "--IMAGE_HEIGHT", "4", "--IMAGE_WIDTH", "4", "--OUT_DIR", str(tmp_path / "third")]
+        )
+
+
+def test_synchronized_batchnorm_keeps_the_activations_that_timms_has():
+    model = UNET(features=[4] * 5, encoder=LITE0).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images)
+        synchronize_batchnorm(model)
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        torch.testing.assert_close(model(images), before)

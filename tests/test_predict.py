@@ -20,11 +20,13 @@ from test_rle import decode
 
 import predict
 from model import UNET
+from support.checkpoint import save_checkpoint
 from support.coco import outlines
-from support.errors import run_script
+from support.errors import BadInput, run_script
 from support.networks import load_network
 from support.reading import Reading
 from support.rle import CARVANA_SIZE
+from support.video import predict_video
 from support.visualize import STRONG, overlay, scale_to_mask
 
 ROOT = Path(__file__).parent.parent
@@ -459,3 +461,32 @@ def test_a_video_is_predicted_frame_by_frame_and_a_broken_one_stops_nothing(run,
     seen = cv2.VideoCapture(str(out / "clip_overlay.mp4"))
     assert (seen.get(cv2.CAP_PROP_FRAME_COUNT), seen.get(cv2.CAP_PROP_FPS)) == (len(frames), 10)
     assert np.abs(seen.read()[1][..., ::-1].astype(int) - frames[0]).max() > 100  # the boundary
+
+
+def test_a_video_that_is_cut_short_is_told_of_and_one_that_is_interrupted_leaves_the_old_overlay(tmp_path, capsys):
+    clip = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    for level in range(12):
+        clip.write(np.random.default_rng(level).integers(0, 255, (64, 96, 3), np.uint8))
+    clip.release()
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        return image[..., 0] > 100
+
+    predict_video(tmp_path / "clip.avi", tmp_path, predict)
+    whole = (tmp_path / "clip_overlay.mp4").read_bytes()
+    turns = iter(range(3))
+    with pytest.raises(StopIteration):
+        predict_video(tmp_path / "clip.avi", tmp_path, lambda image: predict(image) if next(turns) < 9 else None)
+    assert (tmp_path / "clip_overlay.mp4").read_bytes() == whole and not list(tmp_path.glob(".*"))
+    content = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
+    capsys.readouterr()
+    predict_video(tmp_path / "cut.avi", tmp_path, predict)
+    assert "frames can be read, where its header tells of 12" in capsys.readouterr().err
+
+
+def test_a_video_is_refused_by_a_network_of_other_channels(run, tmp_path):
+    save_checkpoint({"state_dict": UNET(4, 1, (4, 8)).state_dict()}, tmp_path / "four.pth.tar")
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(BadInput, match="clip.mp4: in colour, where the network takes 4 channels"):
+        run(tmp_path / "clip.mp4", "--CHECKPOINT", tmp_path / "four.pth.tar")

@@ -19,7 +19,7 @@ from torch import nn
 import train
 from benchmarks.kills import end_of, same
 from model import UNET
-from support.checkpoint import read_checkpoint, save_checkpoint
+from support.checkpoint import CheckpointWriter, read_checkpoint, save_checkpoint
 from support.errors import BadInput
 from support.run import Run
 
@@ -233,6 +233,45 @@ def test_a_worse_epoch_never_replaces_the_best(folders, tmp_path):
         save_checkpoint({**state, "best_dice": best_dice}, tmp_path / "my_checkpoint.pth.tar")
         train.main([*folders, *out, "--NUM_EPOCHS", "2", "--LOAD_MODEL"])
         assert ((tmp_path / "best_checkpoint.pth.tar").read_bytes() != best) == replaced
+
+
+def test_without_the_best_checkpoint_the_next_epoch_is_the_best(folders, tmp_path):
+    out = ["--OUT_DIR", str(tmp_path)]
+    train.main([*folders, *out, "--NUM_EPOCHS", "1"])
+    (tmp_path / "best_checkpoint.pth.tar").unlink()
+    state = read_checkpoint(tmp_path / "my_checkpoint.pth.tar")
+    save_checkpoint({**state, "best_dice": 2.0}, tmp_path / "my_checkpoint.pth.tar")
+    train.main([*folders, *out, "--NUM_EPOCHS", "2", "--LOAD_MODEL"])
+    assert read_checkpoint(tmp_path / "best_checkpoint.pth.tar")["epoch"] == 2
+
+
+def test_a_kill_while_saving_loses_no_best_checkpoint(tmp_path, monkeypatch):
+    """The latest never knows of a Dice whose weights are not in the best one."""
+    writer, moves, move = CheckpointWriter(tmp_path), [], os.replace
+
+    def watch(source: str, target: str) -> None:
+        move(source, target)
+        moves.append({path.name: read_checkpoint(path)["best_dice"] for path in tmp_path.glob("[mb]*.pth.tar")})
+
+    monkeypatch.setattr(os, "replace", watch)
+    weights = {"state_dict": {"weight": torch.zeros(2)}}
+    for dice in (0.5, 0.6):
+        writer.save({**weights, "best_dice": dice}, is_best=True)
+        writer.wait()
+    latest, best = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
+    assert len(moves) > 4 and all(there.get(latest, 0) <= there.get(best, 0) for there in moves)
+
+
+def test_weights_alone_begin_a_run_and_leave_the_results_before_whole(folders, tmp_path):
+    out = ["--OUT_DIR", str(tmp_path)]
+    train.main([*folders, *out, "--NUM_EPOCHS", "1"])
+    best = (tmp_path / "best_checkpoint.pth.tar").read_bytes()
+    weights = {"state_dict": read_checkpoint(tmp_path / "my_checkpoint.pth.tar")["state_dict"]}
+    save_checkpoint(weights, tmp_path / "my_checkpoint.pth.tar")
+    train.main([*folders, *out, "--LOAD_MODEL"])
+    (archive,) = (tmp_path / "previous_runs").iterdir()
+    assert (archive / "best_checkpoint.pth.tar").read_bytes() == best
+    assert read_checkpoint(archive / "my_checkpoint.pth.tar").keys() == {"state_dict"}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_after_it_is_saved(folders, tmp_path, capsys):
