@@ -174,9 +174,11 @@ def warmup_cosine(progress: float) -> float:
 
 def halve(images: Tensor, masks: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) and masks (N, H, W) at half the height and width, for progressive resizing. Of the four
-    mask pixels that become one, each is taken in turn, by `step`: always the same one would shift the masks."""
-    masks = masks[:, step % 2 :: 2, step // 2 % 2 :: 2]
-    return F.interpolate(to_float(images), masks.shape[1:], mode="area"), masks
+    mask pixels that become one, each is taken in turn, by `step`: always the same one would shift the masks. Of an
+    odd height or width the last pixel is left out."""
+    height, width = (side // 2 * 2 for side in masks.shape[1:])
+    images = F.avg_pool2d(to_float(images[..., :height, :width]), 2)
+    return images, masks[:, step % 2 : height : 2, step // 2 % 2 : width : 2]
 
 
 class AtSize(nn.Module):

@@ -15,7 +15,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import albumentations as A
@@ -175,8 +175,9 @@ def draw(points: list[Point], path: str) -> None:
         runs: dict[int, list[tuple[float, float]]] = {}
         for point in (point for point in points if point.network == network):
             runs.setdefault(point.seed, []).append((point.training, point.dice))
-        length = min(map(len, runs.values()))
-        (line,) = axes.plot(*np.mean([run[:length] for run in runs.values()], axis=0).T, label=network)
+        by_place = zip_longest(*runs.values())  # of which some seeds may have fewer
+        means = [np.mean([run for run in place if run], axis=0) for place in by_place]
+        (line,) = axes.plot(*np.transpose(means), label=network)
         axes.plot(*zip(*chain(*runs.values()), strict=True), "o", markersize=4, color=line.get_color())
     axes.set(xlabel="seconds of training", ylabel="validation Dice", xscale="log", yscale="logit")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

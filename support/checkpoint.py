@@ -163,7 +163,7 @@ def trained_size(state: dict[str, Any]) -> Size:
     constants = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240} | state.get("constants", {})
     height, width = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
     half_size = state.get("half_size")  # stopped in the first part of its progressive resizing
-    return ((height + 1) // 2, (width + 1) // 2) if half_size else (height, width)
+    return (height // 2, width // 2) if half_size else (height, width)
 
 
 def model_arguments(checkpoint: dict[str, Any], name: str | Path) -> dict[str, Any]:
