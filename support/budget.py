@@ -95,9 +95,9 @@ def settle_length(
         shape = size, options.IN_CHANNELS, batch, options.ACCUMULATION_STEPS
         options.FEATURES = group.broadcast(lambda: choose_features(group.device, precision, *shape, seconds))
     if options.NUM_EPOCHS == "auto":
-        saved = (state or {}).get("constants", {}).get("NUM_EPOCHS", math.inf)
-        by_steps = max(3, round(STEPS / steps)) if math.isinf(saved) else saved  # it had a TIME_LIMIT
-        options.NUM_EPOCHS = math.inf if options.TIME_LIMIT else by_steps
+        saved = (state or {}).get("constants", {}).get("NUM_EPOCHS", math.inf)  # which it is with a TIME_LIMIT
+        unlimited = max(3, round(STEPS / steps)) if math.isinf(saved) else saved
+        options.NUM_EPOCHS = math.inf if options.TIME_LIMIT else unlimited
 
 
 def num_levels(options: Namespace) -> int:
