@@ -244,7 +244,7 @@ def _place(sides: dict[str, list[Pair]], out: str, names: Mapping[Path, str] = M
             with whole_file(target) as part:
                 shutil.copy2(file, part)
         except OSError as error:
-            remedy = "Mend that and start it again: what is there stays"
+            remedy = "Fix that and start it again: what is there stays"
             raise BadInput(target, f"can't be written ({error.strerror})", remedy) from error
     print(f"{counted(len(sides['train']), 'image')} for training, {len(sides['val'])} for validation")
 

@@ -398,7 +398,8 @@ def main(argv: list[str] | None = None) -> None:
     at_full_size = options.FULL_SIZE_SCORES and group.is_main and not options.CROP  # which validates at full size
     if options.TIME_LIMIT:
         network = validation_network(model, run, options.CROP)
-        run.clock.reserve_for(seconds_to_validate(network, val_loader, options.NUM_SAVED_IMAGES, precision))
+        seconds = seconds_to_validate(network, val_loader, options.NUM_SAVED_IMAGES, precision)
+        run.clock.reserve = max(run.clock.reserve, seconds)
         run.clock.at_end = seconds_at_full_size(model, val_loader, precision) if at_full_size else 0.0
     print(describe(options, train_loader, val_loader, group, precision))
 

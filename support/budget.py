@@ -42,18 +42,16 @@ def choose_features(
     size: Size,
     channels: int,
     batch: int,
-    accumulation_steps: int,
     seconds: float,
 ) -> list[int]:
     """Channels of each level. Without a limit (0 seconds) a CPU gets an eighth of the paper's, and a GPU all of
-    them; otherwise the widest network that does ENOUGH_STEPS in these seconds, judged by a few steps of each with a
-    `batch` that is computed at once."""
+    them; otherwise the widest network that does ENOUGH_STEPS in these seconds, judged by a few steps of each."""
     chosen = WIDTHS[0] if seconds or device.type == "cpu" else WIDTHS[-1]
     for width in WIDTHS if seconds else ():
         model = UNET(channels, features=[width * 2**level for level in range(4)])
         try:
             model.to(device, memory_format=choose_memory_format(device, precision))
-            each = accumulation_steps * time_step(model, precision, size, batch)
+            each = time_step(model, precision, size, batch)
         except RuntimeError:  # out of memory, which a narrower network wasn't
             if width == WIDTHS[0]:
                 raise
@@ -92,7 +90,8 @@ def settle_length(
     if options.FEATURES == "auto":
         seconds = options.TIME_LIMIT * 60 and max(1.0, options.TIME_LIMIT * 60 - (time.monotonic() - BEGAN))
         seconds /= 1 - (1 - HALF_SIZE_WORK) * options.PROGRESSIVE_RESIZING  # of steps at full size
-        shape = size, options.IN_CHANNELS, batch, options.ACCUMULATION_STEPS
+        seconds /= options.ACCUMULATION_STEPS  # of its parts
+        shape = size, options.IN_CHANNELS, batch
         options.FEATURES = group.broadcast(lambda: choose_features(group.device, precision, *shape, seconds))
     if options.NUM_EPOCHS == "auto":
         saved = (state or {}).get("constants", {}).get("NUM_EPOCHS", math.inf)  # which it is with a TIME_LIMIT
@@ -138,10 +137,6 @@ class Clock:
         if self.seconds:
             share = group.broadcast(lambda: self.elapsed / max(1e-9, self.seconds - self.reserve - self.at_end))
             self.share = min(1.0, max(self.share, share))
-
-    def reserve_for(self, seconds: float) -> None:
-        """Note how long a validation is likely to take, before one has been timed."""
-        self.reserve = max(self.reserve, seconds)
 
     def end_validation(self) -> None:
         """Note how long a validation took: the last one has to fit in, too."""

@@ -133,8 +133,8 @@ def _whole(file: str) -> _Name:
 
 
 def _with_ending(file: str) -> _Name:
-    """An image for masks that are called 1.jpg.png."""
-    return _whole(file + ".")
+    """An image whose masks are called 1.jpg.png."""
+    return _whole(f"{file}.png")  # as if it were one of them
 
 
 def _without(words: Collection[str], file: str, numbered: bool = False) -> _Name:
